@@ -1,0 +1,1 @@
+"""Robust Student-t mixtures for embeddings."""
