@@ -1,0 +1,220 @@
+"""The multivariate Student-t as a ``torch.distributions`` distribution."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Gamma, constraints
+
+# Private, but the only way to the broadcasting rules of MultivariateNormal without an (N, K, d, d) temporary.
+from torch.distributions.multivariate_normal import _batch_mahalanobis, _batch_mv, _precision_to_scale_tril
+from torch.distributions.utils import lazy_property
+
+__all__ = ["MultivariateStudentT"]
+
+
+class MultivariateStudentT(Distribution):
+    r"""Multivariate Student-t distribution with heavier tails than the normal it tends to as ``df`` grows.
+
+    The density of ``x`` in ``d`` dimensions, with ``δ = (x − loc)ᵀ Σ⁻¹ (x − loc)``, is that of Lange, Little & Taylor
+    (1989), "Robust statistical modeling using the t distribution":
+
+    ``log T = lgamma((df+d)/2) − lgamma(df/2) − d/2·log(df·π) − ½·log|Σ| − (df+d)/2·log1p(δ/df)``
+
+    Parameters follow :class:`torch.distributions.MultivariateNormal`: exactly one of ``scale_tril``, ``scale_matrix``
+    and ``precision_matrix`` describes Σ, and all parameters broadcast to a common batch shape. Σ is the *scale* matrix:
+    the covariance is ``df/(df−2)·Σ``. The constants of the density are computed in float64 whatever the dtype.
+
+    Example::
+
+        >>> t = MultivariateStudentT(4.0, torch.zeros(2), torch.eye(2))
+        >>> t.log_prob(torch.zeros(2))
+        tensor(-1.8379)
+
+    Args:
+        df: Degrees of freedom, positive, a number or a tensor that broadcasts against the batch shape.
+            ``float("inf")`` is exactly the normal distribution; the gradient to an infinite ``df`` is 0.
+        loc: Location, shape ``(*batch, d)``, floating point.
+        scale_tril: Lower-triangular factor of Σ with a positive diagonal, shape ``(*batch, d, d)``.
+        scale_matrix: Positive-definite Σ, shape ``(*batch, d, d)``.
+        precision_matrix: Positive-definite Σ⁻¹, shape ``(*batch, d, d)``.
+        validate_args: Whether to check parameters and values, as everywhere in ``torch.distributions``.
+
+    Raises:
+        ValueError: If not exactly one matrix is given, or a shape, dtype or value does not fit.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "df": constraints.positive,
+        "loc": constraints.real_vector,
+        "scale_tril": constraints.lower_cholesky,
+        "scale_matrix": constraints.positive_definite,
+        "precision_matrix": constraints.positive_definite,
+    }
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(  # noqa: D107
+        self,
+        df: Tensor | float,
+        loc: Tensor,
+        scale_tril: Tensor | None = None,
+        *,
+        scale_matrix: Tensor | None = None,
+        precision_matrix: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if loc.dim() < 1 or not loc.is_floating_point():
+            raise ValueError(
+                f"loc must be a floating-point tensor of shape (*batch, d), got {loc.dtype} of shape {tuple(loc.shape)}"
+            )
+        matrices = {"scale_tril": scale_tril, "scale_matrix": scale_matrix, "precision_matrix": precision_matrix}
+        given = {name: matrix for name, matrix in matrices.items() if matrix is not None}
+        if len(given) != 1:
+            raise ValueError(
+                "exactly one of scale_tril, scale_matrix and precision_matrix must be given, "
+                f"got {' and '.join(given) or 'none of them'}"
+            )
+        [(name, matrix)] = given.items()
+        d = loc.shape[-1]
+        if matrix.shape[-2:] != (d, d):
+            raise ValueError(
+                f"{name} must have shape (*batch, {d}, {d}) to match loc, whose last dimension is {d}, "
+                f"got {tuple(matrix.shape)}"
+            )
+
+        df = torch.as_tensor(df, dtype=loc.dtype, device=loc.device)
+        batch_shape = torch.broadcast_shapes(df.shape, loc.shape[:-1], matrix.shape[:-2])
+        self.df = df.expand(batch_shape)
+        self.loc = loc.expand((*batch_shape, d))
+        self.__dict__[name] = matrix.expand((*batch_shape, d, d))
+        super().__init__(batch_shape, torch.Size((d,)), validate_args=validate_args)
+
+        if name == "scale_tril":
+            self._unbroadcasted_scale_tril = matrix
+        elif name == "scale_matrix":
+            self._unbroadcasted_scale_tril = torch.linalg.cholesky(matrix)
+        else:
+            self._unbroadcasted_scale_tril = _precision_to_scale_tril(matrix)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MultivariateStudentT:
+        """Returns the same distribution with its parameters expanded (not copied) to ``batch_shape``."""
+        new = self._get_checked_instance(MultivariateStudentT, _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.df = self.df.expand(batch_shape)
+        new.loc = self.loc.expand(batch_shape + self.event_shape)
+        new._unbroadcasted_scale_tril = self._unbroadcasted_scale_tril
+        for name in ("scale_tril", "scale_matrix", "precision_matrix"):
+            if name in self.__dict__:
+                new.__dict__[name] = self.__dict__[name].expand(batch_shape + self.event_shape + self.event_shape)
+        super(MultivariateStudentT, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @lazy_property
+    def scale_tril(self) -> Tensor:
+        """Lower Cholesky factor of Σ, shape ``(*batch, d, d)``."""
+        return self._expand_matrix(self._unbroadcasted_scale_tril)
+
+    @lazy_property
+    def scale_matrix(self) -> Tensor:
+        """Σ, shape ``(*batch, d, d)``; not the covariance, which is ``df/(df−2)`` times as large."""
+        return self._expand_matrix(self._unbroadcasted_scale_tril @ self._unbroadcasted_scale_tril.mT)
+
+    @lazy_property
+    def precision_matrix(self) -> Tensor:
+        """Σ⁻¹, shape ``(*batch, d, d)``."""
+        return self._expand_matrix(torch.cholesky_inverse(self._unbroadcasted_scale_tril))
+
+    @property
+    def mean(self) -> Tensor:
+        """``loc``, or nan where ``df <= 1``: the mean does not exist there."""
+        return torch.where(self.df.unsqueeze(-1) > 1, self.loc, math.nan)
+
+    @property
+    def mode(self) -> Tensor:
+        """``loc``, whatever ``df``."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Diagonal of :attr:`covariance_matrix`, shape ``(*batch, d)``."""
+        return self._times_variance_factor(self._unbroadcasted_scale_tril.square().sum(-1), event_dims=1)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """``df/(df−2)·Σ``, shape ``(*batch, d, d)``.
+
+        Every entry is inf where ``1 < df <= 2`` and nan where ``df <= 1``, as in :class:`torch.distributions.StudentT`.
+        """
+        return self._times_variance_factor(self.scale_matrix, event_dims=2)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``loc + L·z/√u``, z standard normal and u ~ Gamma(df/2, df/2); differentiable in every parameter."""
+        z = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        is_normal, df = self._split_df()
+        u = Gamma(df / 2, df / 2, validate_args=False).rsample(sample_shape)
+        u = torch.where(is_normal, torch.ones_like(u), u)
+        return self.loc + _batch_mv(self._unbroadcasted_scale_tril, z) * u.rsqrt().unsqueeze(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``value``, shape ``(*sample, *batch, d)``, as ``(*sample, *batch)``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        d = self.event_shape[0]
+        is_normal, df = self._split_df()
+        delta = _batch_mahalanobis(self._unbroadcasted_scale_tril, value - self.loc)
+        kernel = torch.where(is_normal, delta, (df + d) * torch.log1p(delta / df))
+        return self._log_normalizer().to(self.loc.dtype) - 0.5 * kernel
+
+    def entropy(self) -> Tensor:
+        """Differential entropy in nats, shape ``batch``."""
+        d = self.event_shape[0]
+        is_normal, df = self._split_df()
+        half_df = _wide(df) / 2
+        half_sum = half_df + d / 2
+        expected_kernel = half_sum * (torch.digamma(half_sum) - torch.digamma(half_df))
+        expected_kernel = torch.where(is_normal, d / 2, expected_kernel)
+        return (expected_kernel - self._log_normalizer()).to(self.loc.dtype)
+
+    def _log_normalizer(self) -> Tensor:
+        """Log-density at ``loc``, in float64."""
+        d = self.event_shape[0]
+        is_normal, df = self._split_df()
+        gamma_ratio = _log_gamma_ratio(_wide(df) / 2, d / 2)
+        half_log_det = _wide(self._unbroadcasted_scale_tril).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return torch.where(is_normal, 0.0, gamma_ratio) - d / 2 * math.log(2 * math.pi) - half_log_det
+
+    def _split_df(self) -> tuple[Tensor, Tensor]:
+        """Where ``df`` is infinite, and ``df`` with 1 there: inf makes nan gradients even in an unused branch."""
+        is_normal = torch.isinf(self.df)
+        return is_normal, torch.where(is_normal, torch.ones_like(self.df), self.df)
+
+    def _times_variance_factor(self, scales: Tensor, event_dims: int) -> Tensor:
+        df = self.df[(...,) + (None,) * event_dims]
+        undefined = torch.where(df > 1, math.inf, math.nan).to(df.dtype)
+        return torch.where(df > 2, scales / (1 - 2 / df), undefined)
+
+    def _expand_matrix(self, matrix: Tensor) -> Tensor:
+        return matrix.expand(self._batch_shape + self._event_shape + self._event_shape)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float64 where the device has it: Apple's MPS has not."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def _log_gamma_ratio(z: Tensor, h: float) -> Tensor:
+    """``lgamma(z+h) − lgamma(z) − h·log(z)`` without the cancellation between huge lgammas; tends to 0 as z grows."""
+    return (z + h - 0.5) * torch.log1p(h / z) - h + _stirling_remainder(z + h) - _stirling_remainder(z)
+
+
+def _stirling_remainder(z: Tensor) -> Tensor:
+    """``lgamma(z) − ((z−½)·log(z) − z + ½·log(2π))``: by its series (DLMF 5.11.1) from z = 20, exact there to 1e-15."""
+    small, large = z.clamp(max=20.0), z.clamp(min=20.0)
+    exact = torch.lgamma(small) - (small - 0.5) * small.log() + small - 0.5 * math.log(2 * math.pi)
+    series = (1 / 12 - (1 / 360 - (1 / 1260 - 1 / 1680 / large**2) / large**2) / large**2) / large
+    return torch.where(z < 20.0, exact, series)
