@@ -1,0 +1,1 @@
+"""Parts of the CXR-CML reproduction: data, simulated cohort, CLIP adapters, training, evaluation and report."""
