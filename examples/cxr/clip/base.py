@@ -1,0 +1,64 @@
+"""The interface that training and zero-shot evaluation need of a CLIP model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+
+class ClipModel(nn.Module):
+    """An image encoder and a text encoder with a common embedding space.
+
+    Images are floating-point tensors of shape (B, 3, image_size, image_size) or, for grey images,
+    (B, 1, image_size, image_size), normalised as the model expects. Texts are token ids of shape (B, L) from
+    :meth:`tokenize`. Both encoders return projected embeddings of shape (B, embedding_size) that are **not**
+    normalised.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embeds images: (B, 1 or 3, image_size, image_size) → (B, embedding_size)."""
+        raise NotImplementedError
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embeds token ids: (B, L) → (B, embedding_size)."""
+        raise NotImplementedError
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turns texts into token ids of shape (B, L); what exceeds the context is cut off, the end token stays."""
+        raise NotImplementedError
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor on the cosine similarities in the contrastive loss: a positive, differentiable scalar."""
+        raise NotImplementedError
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """SigLIP's bias on the logits, a differentiable scalar; None where the model has none."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @cached_property
+    def embedding_size(self) -> int:
+        """The width of the common embedding space, found by embedding one text."""
+        with torch.no_grad():
+            return self.encode_text(self.tokenize(["chest"]).to(self.device)).shape[-1]
+
+    def _three_channels(self, images: Tensor) -> Tensor:
+        """Checks a batch of images and repeats a single grey channel three times, without a copy."""
+        expected = f"(B, 1 or 3, {self.image_size}, {self.image_size})"
+        sizes_fit = images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[2:] == (self.image_size,) * 2
+        if not (sizes_fit and images.is_floating_point()):
+            raise ValueError(f"images: {tuple(images.shape)} {images.dtype} given, floating-point {expected} needed")
+        return images.expand(-1, 3, -1, -1)

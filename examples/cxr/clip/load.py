@@ -1,0 +1,96 @@
+"""The factory: a CLIP model by name, with the weights of a checkpoint if one is given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import transformers
+
+from .adapters import HuggingFaceClip, OpenClip
+from .base import ClipModel
+from .checkpoints import load_checkpoint
+from .small import small_clip, small_conv_clip
+
+
+def load_clip(
+    name: str,
+    *,
+    init: str | Path | None = None,
+    captions: Iterable[str] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> ClipModel:
+    """Builds a CLIP model.
+
+    Args:
+        name: "small" or "small-conv" (from scratch, tokenizer trained on `captions`), "hf:NAME" or the path of a local
+            Hugging Face directory, "open_clip:NAME" or "openai:NAME". For CheXzero's weights:
+            "open_clip:ViT-B-32-quickgelu" or "hf:openai/clip-vit-base-patch32", with `init`.
+        init: A checkpoint whose weights replace the model's. Hugging Face models then need no weights of their own;
+            open_clip models without it are initialised at random.
+        captions: The texts that a small model's tokenizer is trained on.
+        image_size: Side of the images of a small model (default 64); for other models only checked.
+        seed: Seed of a small model's initial weights.
+
+    Raises:
+        ValueError: For an unknown name, missing captions, another image size than the model's, or a checkpoint that
+            does not fit.
+    """
+    library, _, identifier = name.partition(":")
+    model: ClipModel
+    if name in ("small", "small-conv"):
+        if captions is None:
+            raise ValueError(f"captions: none given, the tokenizer of model {name!r} is trained on them")
+        build: Callable[..., ClipModel] = small_clip if name == "small" else small_conv_clip
+        model = build(captions, image_size=image_size or 64, seed=seed)
+    elif Path(name).is_dir():
+        model = load_huggingface(name, weights=init is None)
+    elif library == "hf" and identifier:
+        model = load_huggingface(identifier, weights=init is None)
+    elif library == "open_clip" and identifier:
+        model = load_open_clip(identifier, openai_weights=init is not None)
+    elif library == "openai" and identifier:
+        model = load_openai(identifier)
+    else:
+        raise ValueError(
+            f"model: {name!r} is not known; use small, small-conv, hf:NAME, open_clip:NAME, openai:NAME or a directory"
+        )
+    if image_size not in (None, model.image_size):
+        raise ValueError(f"image_size: {image_size} given, model {name!r} takes {model.image_size}")
+    if init is not None:
+        load_checkpoint(model, init)
+    return model
+
+
+def load_huggingface(name: str, *, weights: bool) -> HuggingFaceClip:
+    """A Hugging Face model with its tokenizer, from a local directory or the hub."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    if weights:
+        model = transformers.AutoModel.from_pretrained(name)
+    else:
+        model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name))
+    return HuggingFaceClip(model.float(), tokenizer)
+
+
+def load_open_clip(name: str, *, openai_weights: bool) -> OpenClip:
+    """An open_clip architecture with random weights."""
+    import open_clip  # here, because it needs torchvision, which nothing else does
+
+    if openai_weights and f"{name}-quickgelu" in open_clip.list_models():
+        warnings.warn(
+            f"model: the weights of OpenAI and CheXzero belong into open_clip:{name}-quickgelu; in {name}, which has "
+            "another activation, they load without error and give wrong embeddings",
+            stacklevel=3,
+        )
+    return OpenClip(open_clip.create_model(name), open_clip.get_tokenizer(name))
+
+
+def load_openai(name: str) -> OpenClip:
+    """A model of OpenAI's `clip` package with OpenAI's weights."""
+    import clip
+
+    model, _ = clip.load(name, device="cpu")
+    return OpenClip(model, partial(clip.tokenize, truncate=True))

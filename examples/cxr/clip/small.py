@@ -1,0 +1,151 @@
+"""Two small CLIP models for a laptop, trained from scratch: a Hugging Face ViT and a residual convolutional one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from .adapters import HuggingFaceClip, cut_padding
+from .base import ClipModel
+from .tokenizer import train_tokenizer
+
+EMBEDDING_SIZE = 128
+
+
+def small_clip(
+    captions: Iterable[str], *, image_size: int = 64, patch_size: int = 8, context_length: int = 77, seed: int = 0
+) -> HuggingFaceClip:
+    """A Hugging Face CLIP built from a configuration, with a tokenizer trained on the captions.
+
+    Args:
+        captions: The texts that the tokenizer learns its vocabulary from.
+        image_size: Side of the images, in pixels.
+        patch_size: Side of the patches of the vision transformer, a divisor of `image_size`.
+        context_length: Longest token sequence.
+        seed: Seed of the initial weights; the global random state stays as it is.
+    """
+    tokenizer = train_tokenizer(captions, context_length=context_length)
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=patch_size,
+        projection_dim=EMBEDDING_SIZE,
+    )
+    config = transformers.CLIPConfig(
+        text_config=text_config(tokenizer, context_length).to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=EMBEDDING_SIZE,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HuggingFaceClip(transformers.CLIPModel(config), tokenizer)
+
+
+def small_conv_clip(
+    captions: Iterable[str], *, image_size: int = 64, context_length: int = 77, seed: int = 0
+) -> SmallConvClip:
+    """A small CLIP with a residual convolutional image encoder, which learns more from few images than a ViT.
+
+    Args:
+        captions: The texts that the tokenizer learns its vocabulary from.
+        image_size: Side of the images, in pixels.
+        context_length: Longest token sequence.
+        seed: Seed of the initial weights; the global random state stays as it is.
+    """
+    tokenizer = train_tokenizer(captions, context_length=context_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SmallConvClip(tokenizer, image_size=image_size, context_length=context_length)
+
+
+class SmallConvClip(ClipModel):
+    """A residual convolutional image encoder beside a small Hugging Face CLIP text encoder.
+
+    Args:
+        tokenizer: From :func:`train_tokenizer`.
+        image_size: Side of the images, in pixels; any size works, the encoder pools over positions.
+        context_length: Longest token sequence.
+    """
+
+    def __init__(
+        self, tokenizer: transformers.PreTrainedTokenizerFast, *, image_size: int, context_length: int
+    ) -> None:
+        super().__init__(image_size)
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.visual = conv_encoder(EMBEDDING_SIZE)
+        self.text = transformers.CLIPTextModelWithProjection(text_config(tokenizer, context_length))
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embeds images: (B, 1 or 3, image_size, image_size) → (B, embedding_size)."""
+        return self.visual(self._three_channels(images))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embeds token ids: (B, L) → (B, embedding_size)."""
+        return self.text(input_ids=cut_padding(tokens, self.tokenizer.eos_token_id)).text_embeds
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turns texts into token ids of shape (B, context_length)."""
+        batch = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        return batch["input_ids"]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor on the cosine similarities."""
+        return self.log_scale.exp()
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions, normalised before each, added to their input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*convolution(width, width), *convolution(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) → the same shape."""
+        return x + self.branch(x)
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    """Normalisation, activation and a 3×3 convolution."""
+    # Group normalisation: a batch of 32 is too small for stable batch statistics, and evaluation stays the same.
+    return [
+        nn.GroupNorm(8, inputs),
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+    ]
+
+
+def conv_encoder(embedding_size: int, widths: Sequence[int] = (32, 64, 128, 256)) -> nn.Sequential:
+    """Residual stages at 1/2, 1/4, 1/8 and 1/16 of the resolution, then the mean over positions and a projection."""
+    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)]
+    for inputs, outputs in zip(widths, widths[1:]):
+        layers += [*convolution(inputs, outputs, stride=2), ResidualBlock(outputs)]
+    pool = [nn.GroupNorm(8, widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *pool, nn.Linear(widths[-1], embedding_size, bias=False))
+
+
+def text_config(tokenizer: transformers.PreTrainedTokenizerFast, context_length: int) -> transformers.CLIPTextConfig:
+    """The configuration of both small models' text encoder."""
+    return transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=context_length,
+        projection_dim=EMBEDDING_SIZE,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

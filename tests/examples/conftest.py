@@ -1,0 +1,24 @@
+import importlib.util
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def importable_torchvision():
+    """Makes torchvision importable beside a torch that it was not built for, for example a CPU-only one.
+
+    Its import registers fake kernels for two operators of its compiled extension and stops where that did not load.
+    transformers and open_clip import torchvision but call neither, so declaring the two is enough.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        yield
+        return
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")  # the declarations last as long as this object
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401
+    yield
