@@ -13,7 +13,7 @@ from torch.distributions import Distribution, Gamma, constraints
 from torch.distributions.multivariate_normal import _batch_mahalanobis, _batch_mv, _precision_to_scale_tril
 from torch.distributions.utils import lazy_property
 
-__all__ = ["MultivariateStudentT"]
+__all__ = ["MultivariateStudentT", "log_normalizer"]
 
 
 class MultivariateStudentT(Distribution):
@@ -155,9 +155,9 @@ class MultivariateStudentT(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws ``loc + L·z/√u``, z standard normal and u ~ Gamma(df/2, df/2); differentiable in every parameter."""
         z = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-        is_normal, df = self._split_df()
+        is_infinite, df = _split_infinite(self.df)
         u = Gamma(df / 2, df / 2, validate_args=False).rsample(sample_shape)
-        u = torch.where(is_normal, torch.ones_like(u), u)
+        u = torch.where(is_infinite, torch.ones_like(u), u)
         return self.loc + _batch_mv(self._unbroadcasted_scale_tril, z) * u.rsqrt().unsqueeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -165,33 +165,25 @@ class MultivariateStudentT(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         d = self.event_shape[0]
-        is_normal, df = self._split_df()
+        is_infinite, df = _split_infinite(self.df)
         delta = _batch_mahalanobis(self._unbroadcasted_scale_tril, value - self.loc)
-        kernel = torch.where(is_normal, delta, (df + d) * torch.log1p(delta / df))
-        return self._log_normalizer().to(self.loc.dtype) - 0.5 * kernel
+        kernel = torch.where(is_infinite, delta, (df + d) * torch.log1p(delta / df))
+        return self._log_density_at_loc().to(self.loc.dtype) - 0.5 * kernel
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats, shape ``batch``."""
         d = self.event_shape[0]
-        is_normal, df = self._split_df()
+        is_infinite, df = _split_infinite(self.df)
         half_df = _wide(df) / 2
         half_sum = half_df + d / 2
         expected_kernel = half_sum * (torch.digamma(half_sum) - torch.digamma(half_df))
-        expected_kernel = torch.where(is_normal, d / 2, expected_kernel)
-        return (expected_kernel - self._log_normalizer()).to(self.loc.dtype)
+        expected_kernel = torch.where(is_infinite, d / 2, expected_kernel)
+        return (expected_kernel - self._log_density_at_loc()).to(self.loc.dtype)
 
-    def _log_normalizer(self) -> Tensor:
-        """Log-density at ``loc``, in float64."""
-        d = self.event_shape[0]
-        is_normal, df = self._split_df()
-        gamma_ratio = _log_gamma_ratio(_wide(df) / 2, d / 2)
+    def _log_density_at_loc(self) -> Tensor:
+        """The part of the log-density that no value changes, in float64."""
         half_log_det = _wide(self._unbroadcasted_scale_tril).diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return torch.where(is_normal, 0.0, gamma_ratio) - d / 2 * math.log(2 * math.pi) - half_log_det
-
-    def _split_df(self) -> tuple[Tensor, Tensor]:
-        """Where ``df`` is infinite, and ``df`` with 1 there: inf makes nan gradients even in an unused branch."""
-        is_normal = torch.isinf(self.df)
-        return is_normal, torch.where(is_normal, torch.ones_like(self.df), self.df)
+        return log_normalizer(_wide(self.df), self.event_shape[0]) - half_log_det
 
     def _times_variance_factor(self, scales: Tensor, event_dims: int) -> Tensor:
         df = self.df[(...,) + (None,) * event_dims]
@@ -207,9 +199,22 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def _log_gamma_ratio(z: Tensor, h: float) -> Tensor:
-    """``lgamma(z+h) − lgamma(z) − h·log(z)`` without the cancellation between huge lgammas; tends to 0 as z grows."""
-    return (z + h - 0.5) * torch.log1p(h / z) - h + _stirling_remainder(z + h) - _stirling_remainder(z)
+def _split_infinite(df: Tensor) -> tuple[Tensor, Tensor]:
+    """Where ``df`` is infinite, and ``df`` with 1 there: inf makes nan gradients even in an unused branch."""
+    is_infinite = torch.isinf(df)
+    return is_infinite, torch.where(is_infinite, torch.ones_like(df), df)
+
+
+def log_normalizer(df: Tensor, d: int) -> Tensor:
+    """``log Γ((df+d)/2) − log Γ(df/2) − d/2·log(df·π)``, and its limit ``−d/2·log(2π)`` where ``df`` is infinite.
+
+    Accurate to the rounding of ``df``'s dtype (use float64) for every ``df``: Stirling's main terms are subtracted on
+    paper, because the difference of two huge log-gammas has no digits left.
+    """
+    is_infinite, df = _split_infinite(df)
+    z, h = df / 2, d / 2
+    gamma_ratio = (z + h - 0.5) * torch.log1p(h / z) - h + _stirling_remainder(z + h) - _stirling_remainder(z)
+    return torch.where(is_infinite, 0.0, gamma_ratio) - h * math.log(2 * math.pi)
 
 
 def _stirling_remainder(z: Tensor) -> Tensor:
