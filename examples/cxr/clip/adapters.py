@@ -12,21 +12,20 @@ from .base import ClipModel
 
 
 class HuggingFaceClip(ClipModel):
-    """Hugging Face's CLIP, SigLIP and models with the same ``get_image_features`` and ``get_text_features``.
+    """Hugging Face's CLIP, SigLIP and models with the same ``get_image_features`` and ``get_text_features``."""
 
-    Args:
-        model: For example a ``transformers.CLIPModel`` or ``transformers.SiglipModel``.
-        tokenizer: Its tokenizer.
+    def __init__(self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+        """Wraps a model.
 
-    Raises:
-        ValueError: If the end token of a CLIP text encoder, whose state is the embedding, is not the tokenizer's.
-    """
+        Args:
+            model: For example a ``transformers.CLIPModel`` or ``transformers.SiglipModel``.
+            tokenizer: Its tokenizer.
 
-    def __init__(
-        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
-    ) -> None:
+        Raises:
+            ValueError: If the end token of a CLIP text encoder, whose state is the embedding, is not the tokenizer's.
+        """
         super().__init__(square(model.config.vision_config.image_size))
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.context_length: int = model.config.text_config.max_position_embeddings
         self.causal = model.config.model_type == "clip"
@@ -64,15 +63,16 @@ class HuggingFaceClip(ClipModel):
 
 
 class OpenClip(ClipModel):
-    """open_clip's models, and OpenAI's, which share their method names; the weights become float32 for training.
-
-    Args:
-        model: From ``open_clip.create_model`` or OpenAI's ``clip.load``.
-        tokenizer: Turns a list of texts into (B, L) token ids: ``open_clip.get_tokenizer(name)``, or OpenAI's
-            ``clip.tokenize`` with ``truncate=True``.
-    """
+    """open_clip's models, and OpenAI's, which share their method names; the weights become float32 for training."""
 
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
+        """Wraps a model.
+
+        Args:
+            model: From ``open_clip.create_model`` or OpenAI's ``clip.load``.
+            tokenizer: Turns a list of texts into (B, L) token ids: ``open_clip.get_tokenizer(name)``, or OpenAI's
+                ``clip.tokenize`` with ``truncate=True``.
+        """
         visual: Any = model.visual
         super().__init__(square(visual.image_size if hasattr(visual, "image_size") else visual.input_resolution))
         self.model: Any = model.float()  # OpenAI's are float16 on CUDA, which AdamW cannot train

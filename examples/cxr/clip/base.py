@@ -19,6 +19,7 @@ class ClipModel(nn.Module):
     """
 
     def __init__(self, image_size: int) -> None:
+        """Sets the side of the square images, in pixels."""
         super().__init__()
         self.image_size = image_size
 

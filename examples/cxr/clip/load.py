@@ -90,7 +90,7 @@ def load_open_clip(name: str, *, openai_weights: bool) -> OpenClip:
 
 def load_openai(name: str) -> OpenClip:
     """A model of OpenAI's `clip` package with OpenAI's weights."""
-    import clip
+    import clip  # type: ignore[import-not-found]
 
     model, _ = clip.load(name, device="cpu")
     return OpenClip(model, partial(clip.tokenize, truncate=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 import transformers
@@ -65,17 +66,18 @@ def small_conv_clip(
 
 
 class SmallConvClip(ClipModel):
-    """A residual convolutional image encoder beside a small Hugging Face CLIP text encoder.
-
-    Args:
-        tokenizer: From :func:`train_tokenizer`.
-        image_size: Side of the images, in pixels; any size works, the encoder pools over positions.
-        context_length: Longest token sequence.
-    """
+    """A residual convolutional image encoder beside a small Hugging Face CLIP text encoder."""
 
     def __init__(
         self, tokenizer: transformers.PreTrainedTokenizerFast, *, image_size: int, context_length: int
     ) -> None:
+        """Initialises both encoders from torch's global random state.
+
+        Args:
+            tokenizer: From :func:`train_tokenizer`.
+            image_size: Side of the images, in pixels; any size works, the encoder pools over positions.
+            context_length: Longest token sequence.
+        """
         super().__init__(image_size)
         self.tokenizer = tokenizer
         self.context_length = context_length
@@ -108,6 +110,7 @@ class ResidualBlock(nn.Module):
     """Two 3×3 convolutions, normalised before each, added to their input."""
 
     def __init__(self, width: int) -> None:
+        """Makes a block for `width` channels."""
         super().__init__()
         self.branch = nn.Sequential(*convolution(width, width), *convolution(width, width))
 
@@ -129,7 +132,7 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 def conv_encoder(embedding_size: int, widths: Sequence[int] = (32, 64, 128, 256)) -> nn.Sequential:
     """Residual stages at 1/2, 1/4, 1/8 and 1/16 of the resolution, then the mean over positions and a projection."""
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)]
-    for inputs, outputs in zip(widths, widths[1:]):
+    for inputs, outputs in pairwise(widths):
         layers += [*convolution(inputs, outputs, stride=2), ResidualBlock(outputs)]
     pool = [nn.GroupNorm(8, widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, *pool, nn.Linear(widths[-1], embedding_size, bias=False))

@@ -1,0 +1,104 @@
+"""CLIP's contrastive loss with sample weights, images without a caption, and captions that occur twice in a batch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, normalize
+
+Duplicates = Literal["ignore", "share", "labels"]
+
+
+def contrastive_loss(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    logit_scale: Tensor,
+    *,
+    caption_ids: Tensor,
+    duplicates: Duplicates = "share",
+    labels: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """½[CE(s·vtᵀ) + CE(s·tvᵀ)], the loss of CLIP and CheXzero, averaged over the images that have a caption.
+
+    Args:
+        image_embeddings: (B, d), of any norm.
+        text_embeddings: (B, d), of any norm; row i belongs to image i.
+        logit_scale: The factor s on the cosine similarities, a scalar.
+        caption_ids: (B,) integers, equal where the captions are. Negative: no caption; such a pair takes no part,
+            neither as a positive nor as a negative.
+        duplicates: What an image's caption is to another image; see :func:`contrastive_targets`.
+        labels: (B, C) label vectors of 0 and 1, used by ``duplicates="labels"``.
+        weights: (B,) factors on the samples' terms. The sum is divided by the number of captions and not by the sum
+            of weights, so that a batch of heavy samples moves the model more; a mean of one over the data set keeps
+            the learning rate's meaning.
+
+    Returns:
+        A scalar; zero, with a graph, when no image has a caption.
+
+    Raises:
+        ValueError: If shapes do not fit, `duplicates` is unknown or `labels` are missing.
+    """
+    check_rows(
+        len(image_embeddings), text_embeddings=text_embeddings, caption_ids=caption_ids, labels=labels, weights=weights
+    )
+    captioned = caption_ids >= 0
+    targets = contrastive_targets(caption_ids[captioned], duplicates, None if labels is None else labels[captioned])
+    with torch.autocast(image_embeddings.device.type, enabled=False):  # a scale of 100 multiplies float16's rounding
+        images = normalize(image_embeddings[captioned].float(), dim=1)
+        texts = normalize(text_embeddings[captioned].float(), dim=1)
+        logits = logit_scale.float() * images @ texts.T
+        losses = (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)) / 2
+    if weights is not None:
+        losses = losses * weights[captioned]
+    return losses.sum() / max(len(losses), 1)
+
+
+def contrastive_targets(caption_ids: Tensor, duplicates: Duplicates, labels: Tensor | None = None) -> Tensor:
+    """The distribution over the batch's captions that the softmax of each image should match, a symmetric choice.
+
+    "ignore" gives all mass to the image's own caption, as CLIP does: an identical caption elsewhere in the batch is
+    then a negative. "share" divides the mass equally between identical captions. "labels" divides it in proportion to
+    the Jaccard similarity of the label vectors, in the manner of MedCLIP; two vectors without a label are identical.
+
+    Args:
+        caption_ids: (B,), equal where the captions are.
+        duplicates: The rule's name.
+        labels: (B, C) of 0 and 1, for the rule "labels".
+
+    Returns:
+        (B, B), rows summing to one.
+    """
+    if duplicates not in get_args(Duplicates):
+        raise ValueError(f"duplicates: {duplicates!r} given, one of {', '.join(get_args(Duplicates))} needed")
+    if duplicates == "ignore":
+        return torch.eye(len(caption_ids), device=caption_ids.device)
+    if duplicates == "share":
+        similarity = (caption_ids[:, None] == caption_ids).float()
+    elif labels is None:
+        raise ValueError("labels: none given, duplicates='labels' compares them")
+    else:
+        similarity = jaccard(labels.float())
+    return similarity / similarity.sum(dim=1, keepdim=True)
+
+
+def jaccard(labels: Tensor) -> Tensor:
+    """Shared labels over all labels of every pair of 0/1 vectors: (B, C) → (B, B), and 1 where both are empty."""
+    shared = labels @ labels.T
+    counts = labels.sum(dim=1)
+    either = counts[:, None] + counts - shared
+    return torch.where(either > 0, shared / either.clamp(min=1), 1.0)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each row of logits against a distribution: (B, B), (B, B) → (B,)."""
+    return -(targets * log_softmax(logits, dim=1)).sum(dim=1)
+
+
+def check_rows(batch_size: int, **tensors: Tensor | None) -> None:
+    """Raises a ValueError that names the first tensor with another number of rows than the images."""
+    for name, tensor in tensors.items():
+        if tensor is not None and len(tensor) != batch_size:
+            raise ValueError(f"{name}: {len(tensor)} rows given for {batch_size} images")
