@@ -46,10 +46,11 @@ def contrastive_loss(
     )
     captioned = caption_ids >= 0
     targets = contrastive_targets(caption_ids[captioned], duplicates, None if labels is None else labels[captioned])
+    dtype = torch.promote_types(image_embeddings.dtype, torch.float32)
     with torch.autocast(image_embeddings.device.type, enabled=False):  # a scale of 100 multiplies float16's rounding
-        images = normalize(image_embeddings[captioned].float(), dim=1)
-        texts = normalize(text_embeddings[captioned].float(), dim=1)
-        logits = logit_scale.float() * images @ texts.T
+        images = normalize(image_embeddings[captioned].to(dtype), dim=1)
+        texts = normalize(text_embeddings[captioned].to(dtype), dim=1)
+        logits = logit_scale.to(dtype) * images @ texts.T
         losses = (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)) / 2
     if weights is not None:
         losses = losses * weights[captioned]

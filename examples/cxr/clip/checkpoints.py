@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,6 +30,7 @@ def load_checkpoint(model: ClipModel, path: str | Path) -> None:
     if isinstance(model, HuggingFaceClip) and "visual.conv1.weight" in state:
         state = huggingface_from_openai(state)
     own = model.state_dict()
+    unexpected = [key for key in state if key not in own and f"model.{key}" not in own]
     state = {key if key in own else f"model.{key}": value for key, value in state.items()}
     shapes = [
         f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
@@ -37,7 +39,7 @@ def load_checkpoint(model: ClipModel, path: str | Path) -> None:
     ]
     problems = {
         "missing keys": [key for key in own if key not in state],
-        "unexpected keys": [key.removeprefix("model.") for key in state if key not in own],
+        "unexpected keys": unexpected,
         "different shapes": shapes,
     }
     if any(problems.values()):
@@ -60,21 +62,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"init: no checkpoint at {path}")
     content: Any
-    if path.suffix == ".safetensors":
-        content = load_file(path)
-    else:
-        try:
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"init: {path} cannot be read as a file of tensors: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(f"init: {path} cannot be read as a file of tensors: {error}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"init: {path} holds a {type(content).__name__} without tensors, not a state dict")
-    # OpenAI's original files keep three sizes beside the weights.
-    sizes = {"input_resolution", "context_length", "vocab_size"}
-    return {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in content.items() if key not in sizes}
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in content.items()}
+    sizes = {"input_resolution", "context_length", "vocab_size"}  # in OpenAI's original files, beside the weights
+    return {key: value for key, value in state.items() if key not in sizes}
 
 
 # OpenAI's names as (pattern, Hugging Face's name), tried in order on the text and on the image tower.
