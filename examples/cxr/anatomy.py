@@ -57,6 +57,15 @@ class Anatomy:
         """Height of the lungs at the domes."""
         return self.base - self.top
 
+    def arch(self) -> float:
+        """v of the aortic arch."""
+        return self.top + 0.37 * self.span()
+
+    def hilum_point(self, side: int) -> NDArray[np.floating]:
+        """The centre of a hilum (u from the body's axis, v); the left one is higher."""
+        v = self.arch() + 0.2 - 0.02 * side
+        return np.array([side * 0.165 + self.shift + float(self.midline(v)), v])
+
     def midline(self, v: ArrayLike) -> NDArray[np.floating]:
         """u of the spine at v."""
         return self.scoliosis * np.sin(2.6 * np.asarray(v))

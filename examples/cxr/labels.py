@@ -173,7 +173,7 @@ class LabelModel:
         return np.stack([present[name] for name in LABELS], axis=1)
 
 
-def sample_view(has_devices: bool, rng: np.random.Generator) -> str:
+def sample_position(has_devices: bool, rng: np.random.Generator) -> str:
     """ "AP" or "PA": patients with devices are more often imaged in bed."""
     devices = COUNTS["Support Devices"] / ROWS
     ap = AP_IF_DEVICES if has_devices else (AP - devices * AP_IF_DEVICES) / (1 - devices)

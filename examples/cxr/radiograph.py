@@ -66,7 +66,7 @@ class Chest:
     Attributes:
         u, v: body coordinates of the canvas' pixels; u is measured from the spine.
         depth: distance from the spine.
-        body, lung: soft masks in 0..1.
+        body, lung, mediastinum: soft masks in 0..1; the mediastinum includes the heart.
         above: height over the diaphragm, negative below it.
         aeration: how much of the lung's gas is there, about 1 where healthy.
         markings: how much of the vessels is there, 1 where healthy.
@@ -142,8 +142,8 @@ class Chest:
         return np.asarray(noise.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
     def opacify(self, field: Floats, amount: float) -> None:
-        """Replace lung gas by fluid or tissue."""
-        self.aeration *= 1 - np.float32(amount) * field
+        """Replace lung gas by fluid or tissue; before and behind the mediastinum there is little of it."""
+        self.aeration *= 1 - np.float32(amount) * field * (1 - np.float32(0.7) * self.mediastinum)
 
     # --- the normal chest --------------------------------------------------------------------------------------------
 
@@ -178,8 +178,8 @@ class Chest:
 
     def _heart_and_vessels(self) -> Floats:
         a = self.anatomy
-        off, span, low = a.shift, a.span(), self.anatomy.base
-        arch = a.top + 0.37 * span
+        off, low = a.shift, a.base
+        arch = a.arch()
         # Upper mediastinum, its two borders (superior vena cava right, aorta left); the tortuous aorta swings out.
         belly = np.float32(a.tortuosity) * self.profile(lambda v: np.exp(-(((v - arch - 0.2) / 0.22) ** 2)), self.v)
         waist = self.profile(
@@ -194,11 +194,10 @@ class Chest:
             (off + 0.4 * a.heart, low - 0.38 * a.heart), (a.heart * 1.22, a.heart * 0.98), angle=a.heart_tilt, soft=0.12
         )
         atrium = self.ellipse((off - 0.12 * a.heart, low - 0.65 * a.heart), (a.heart * 0.66, a.heart * 1.05), soft=0.16)
-        heart = np.maximum(heart, atrium)
-        self.heart = heart
-        middle_parts = np.maximum(np.maximum(column, knob), np.maximum(heart, 0.95 * trunk))
-        # The gas that the heart displaces, and a little more.
-        density = middle_parts * (0.16 + (0.68 + 0.1 * a.fat) * self.lung)
+        self.mediastinum: Floats = np.maximum(
+            np.maximum(column, knob), np.maximum(np.maximum(heart, atrium), 0.95 * trunk)
+        )
+        density = self.mediastinum * (0.16 + (0.68 + 0.1 * a.fat) * self.lung)
         aorta = np.float32(0.06 + 0.7 * a.tortuosity) * ramp(
             0.035 - np.abs(self.u - np.float32(0.085) - 0.9 * belly), 0.03
         )
@@ -206,7 +205,7 @@ class Chest:
         trachea = ramp(0.032 - np.abs(self.u - np.float32(0.6 * off)), 0.025) * ramp(np.float32(arch + 0.06) - self.v, 0.1)
         density -= 0.3 * trachea
         for side in SIDES:
-            hilum = self.ellipse((side * 0.165 + off, arch + 0.2 - 0.02 * side), (0.06 * a.hilum, 0.1 * a.hilum), soft=0.9)
+            hilum = self.ellipse(a.hilum_point(side), (0.06 * a.hilum, 0.1 * a.hilum), soft=0.9)
             density += 0.22 * a.hilum * hilum
         return density * self.body
 
@@ -226,12 +225,12 @@ class Chest:
         girdle = Drawing(self)
         for side in SIDES:
             for points in clavicle(a, side):
-                girdle.line(points, 0.058, 0.8)
+                girdle.line(points, 0.066, 1.0)
             blade = np.array([[0.74, 0.12], [0.62, 0.28], [0.66, 0.75], [0.8, 0.4], [0.9, 0.22]]) * [side, 1] + [0, a.top]
-            girdle.polygon(blade, 0.35)
+            girdle.polygon(blade, 0.22)
             turn = np.linspace(0, 2 * np.pi, 14)
-            girdle.polygon(np.stack([side * (0.93 + 0.1 * np.cos(turn)), a.top + 0.22 + 0.11 * np.sin(turn)], 1), 0.7)
-        bones += 0.3 * girdle.field(0.012)
+            girdle.polygon(np.stack([side * (0.93 + 0.1 * np.cos(turn)), a.top + 0.22 + 0.11 * np.sin(turn)], 1), 0.45)
+        bones += 0.45 * girdle.field(0.008)
         return bones * self.body
 
     def _vessels(self) -> Floats:
@@ -320,12 +319,17 @@ def clavicle(a: Anatomy, side: int) -> list[NDArray[np.floating]]:
     return [points[:5] - [0, 0.5 * abs(step)], outer]
 
 
+def break_index(where: float) -> int:
+    """The point of a posterior rib's centre line that is `where` (0 at the spine, 1 at its end) along it."""
+    return int(np.clip(round(where * 13), 2, 10))
+
+
 def broken(ribs: NDArray[np.floating], side: int, breaks: list[tuple[int, int, float, float]]) -> list[NDArray[np.floating]]:
     """Ribs as pieces: at each break the outer piece is displaced and a gap opens."""
     pieces = list(ribs)
     for at, rib, where, step in breaks:
         if at == side:
-            cut = int(np.clip(round(where * ribs.shape[1]), 2, ribs.shape[1] - 3))
+            cut = break_index(where)
             pieces[rib] = ribs[rib, :cut]
             pieces.append(ribs[rib, cut:] + [0.3 * step * side, step])
     return pieces
