@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -180,9 +179,9 @@ def decode_images(
 ) -> ImageStore:
     """Decodes the images that are not yet in the cache, and opens it.
 
-    The cache is a folder of `cache_root` whose name holds the size and a digest of the list of images: another cohort
-    gets another folder. An image file that was replaced since it was decoded is decoded again. Interrupted at any time,
-    by Ctrl-C, a kill or a full disk, the next call goes on; images that could not be read are tried again.
+    The cache is a folder of `cache_root` whose name holds the size and a digest of the list of image files: another
+    cohort gets another folder, and an image file that was replaced since is decoded again. Interrupted at any time, by
+    Ctrl-C, a kill or a full disk, the next call goes on; images that could not be read are tried again.
 
     Args:
         images: table with `dicom_id` and `path`, such as `Cohort.images`.
@@ -198,7 +197,7 @@ def decode_images(
     if size < 1:
         raise ValueError(f"size: got {size}, need a positive number of pixels")
     files = find_images(data_root, images["path"].tolist())
-    folder = _cache_folder(Path(cache_root), images["dicom_id"].tolist(), files, size)
+    folder = _cache_folder(Path(cache_root), files, size)
     stamps = np.load(folder / "stamps.npy", mmap_mode="r+")
     stamps[[i for i, file in enumerate(files) if stamps[i] and _stamp(file) not in (0, stamps[i])]] = 0
     try:
@@ -219,13 +218,13 @@ def decode_images(
     return ImageStore(folder / "pixels.npy", np.flatnonzero(stamps), failures)
 
 
-def _cache_folder(cache_root: Path, dicom_ids: list[str], files: list[Path], size: int) -> Path:
+def _cache_folder(cache_root: Path, files: list[Path], size: int) -> Path:
     """The folder that holds, or is going to hold, these images at this size.
 
     In it: `pixels.npy`, (n, size, size) uint8, and `stamps.npy`, (n,) int64: 0 while an image is not decoded, else the
     modification time of the file it came from.
     """
-    digest = hashlib.sha256(json.dumps([dicom_ids, [str(file) for file in files]]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()
     folder = cache_root / f"images-{size}-{len(files)}-{digest[:12]}"
     if folder.is_dir():
         return folder
