@@ -57,7 +57,7 @@ class MultivariateStudentT(Distribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(  # noqa: D107
+    def __init__(
         self,
         df: Tensor | float,
         loc: Tensor,

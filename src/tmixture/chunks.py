@@ -1,0 +1,212 @@
+"""Turns tensors, arrays, memory maps, `.npy` shards and loaders into device chunks of a fixed number of rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
+"""Rows to learn from; see `Chunks` for what is accepted."""
+
+# Elements of one chunk-sized temporary: 32 MB in float32.
+CHUNK_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of the data: x (n, d), sample weights (n,) or None, given responsibilities (n, K) or None."""
+
+    x: Tensor
+    weight: Tensor | None = None
+    responsibilities: Tensor | None = None
+
+
+class Chunks:
+    """The data as chunks of `size` rows on one device, in the same order at every iteration.
+
+    Args:
+        data: one of
+            a tensor, an array or a memory map of shape (N, d);
+            a path of an `.npy` file, opened as a memory map;
+            a list or tuple of those, taken as shards of one data set;
+            an iterable of batches that can be iterated again, such as a `DataLoader`; a batch is a tensor or array
+            (n, d), or a tuple or list whose first item is.
+        n_features: d.
+        device: where the chunks go.
+        size: rows in a chunk; the last one may have fewer.
+        sample_weight: (N,), not negative, in the order of the rows.
+        responsibilities: labels (N,) or responsibilities (N, K), in the order of the rows.
+        n_components: K, to check the responsibilities against.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        n_features: int,
+        device: torch.device,
+        size: int,
+        *,
+        sample_weight: Tensor | np.ndarray | None = None,
+        responsibilities: Tensor | np.ndarray | None = None,
+        n_components: int = 1,
+    ) -> None:
+        self.shards = _open_shards(data)
+        self.n_features = n_features
+        self.device = device
+        self.size = size
+        self.weights = None if sample_weight is None else _check_weights(sample_weight)
+        self.responsibilities = (
+            None if responsibilities is None else _check_responsibilities(responsibilities, n_components)
+        )
+        self.n_components = n_components
+        if isinstance(self.shards, list):
+            self._check_lengths(sum(len(shard) for shard in self.shards))
+
+    def __iter__(self) -> Iterator[Chunk]:
+        start = 0
+        for x in self._regrouped():
+            stop = start + len(x)
+            weight = responsibilities = None
+            if self.weights is not None:
+                weight = self.weights[start:stop].to(self.device)
+            if self.responsibilities is not None:
+                responsibilities = self.responsibilities[start:stop].to(self.device)
+                if responsibilities.dim() == 1:
+                    responsibilities = torch.nn.functional.one_hot(responsibilities, self.n_components)
+            yield Chunk(x.to(self.device, non_blocking=True), weight, responsibilities)
+            start = stop
+        self._check_lengths(start)
+
+    def _check_lengths(self, rows: int) -> None:
+        for name, values in (("sample_weight", self.weights), ("responsibilities", self.responsibilities)):
+            if values is not None and len(values) != rows:
+                raise ValueError(f"{name} has {len(values)} entries, but the data has {rows} rows")
+
+    def _pieces(self) -> Iterator[Tensor]:
+        """Blocks of at most `size` rows, as they come."""
+        for shard in self.shards:
+            batch = shard[0] if isinstance(shard, (tuple, list)) else shard
+            _check_rows(batch, self.n_features)
+            for start in range(0, len(batch), self.size):
+                yield as_tensor(batch[start : start + self.size])
+
+    def _regrouped(self) -> Iterator[Tensor]:
+        """The pieces joined to exactly `size` rows, so that results do not depend on how the data is stored."""
+        waiting: list[Tensor] = []
+        count = 0
+        for piece in self._pieces():
+            waiting.append(piece)
+            count += len(piece)
+            if count >= self.size:
+                joined = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
+                yield joined[: self.size]
+                waiting = [joined[self.size :]] if count > self.size else []
+                count -= self.size
+        if count:
+            yield torch.cat(waiting)
+
+
+def chunk_size(n_components: int, n_features: int) -> int:
+    """Rows per chunk such that (n, d) and (n, K) temporaries stay near 32 MB."""
+    return max(256, min(16384, CHUNK_ELEMENTS // max(n_components, n_features)))
+
+
+def as_tensor(batch: Tensor | np.ndarray) -> Tensor:
+    """A tensor over the same rows, copied only where torch has to (read-only or non-native arrays)."""
+    if isinstance(batch, Tensor):
+        return batch.detach()
+    array = np.ascontiguousarray(batch)
+    if not array.flags.writeable or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(array)
+
+
+def check_finite(x: Tensor, first_row: int, name: str) -> None:
+    """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
+    # Squares must not overflow in float32.
+    bad = ~(x.abs().amax(1) < 1e18)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        columns = (~(x[row].abs() < 1e18)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"{name} must be finite and below 1e18 in magnitude, but row {first_row + row} holds "
+            f"{x[row, columns[0]].item()} in column {columns[0]}"
+        )
+
+
+def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
+    if isinstance(data, (str, os.PathLike)):
+        data = [data]
+    if isinstance(data, Tensor) or (hasattr(data, "__array__") and not isinstance(data, (list, tuple))):
+        return [data if isinstance(data, (Tensor, np.ndarray)) else np.asarray(data)]
+    if isinstance(data, (list, tuple)):
+        if not data:
+            raise ValueError("data is empty: at least one row is needed")
+        if all(isinstance(shard, (str, os.PathLike)) for shard in data):
+            return [np.load(shard, mmap_mode="r") for shard in data]
+        if all(hasattr(shard, "ndim") and shard.ndim == 2 for shard in data):
+            return list(data)
+        return [np.asarray(data)]
+    if not isinstance(data, Iterable):
+        raise ValueError(
+            "data must be a tensor, an array, a path of an .npy file, a list of those, or an iterable of batches; "
+            f"got {type(data).__name__}"
+        )
+    if iter(data) is data:
+        raise ValueError(
+            "data can be iterated only once, but fitting passes over it many times: give a DataLoader, a list, or an "
+            "object whose __iter__ starts afresh, or use partial_fit"
+        )
+    return data
+
+
+def _check_rows(batch: Any, n_features: int) -> None:
+    if not isinstance(batch, (Tensor, np.ndarray)):
+        raise ValueError(f"a batch of data must be a tensor or an array, got {type(batch).__name__}")
+    shape = tuple(batch.shape)
+    if len(shape) != 2:
+        hint = " (reshape(-1, 1) makes a column of it)" if len(shape) == 1 else ""
+        raise ValueError(f"data must be two-dimensional (N, {n_features}), got shape {shape}{hint}")
+    if shape[1] != n_features:
+        raise ValueError(f"data has {shape[1]} features, but the mixture has n_features={n_features}")
+    kind = batch.dtype.is_complex if isinstance(batch, Tensor) else batch.dtype.kind not in "fiub"
+    if kind:
+        raise ValueError(f"data must hold real numbers, got dtype {batch.dtype}")
+
+
+def _check_weights(sample_weight: Any) -> Tensor:
+    weights = torch.as_tensor(sample_weight).detach()
+    if weights.dim() != 1:
+        raise ValueError(f"sample_weight must be one-dimensional (N,), got shape {tuple(weights.shape)}")
+    weights = weights.to(torch.float32 if weights.device.type == "mps" else torch.float64)
+    bad = ~((weights >= 0) & weights.isfinite())
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"sample_weight must be finite and not negative, but entry {row} is {weights[row].item()}")
+    if not weights.sum() > 0:
+        raise ValueError("sample_weight is zero for every row")
+    return weights
+
+
+def _check_responsibilities(responsibilities: Any, n_components: int) -> Tensor:
+    given = torch.as_tensor(responsibilities).detach()
+    if given.dim() == 1 and not given.is_floating_point():
+        if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < n_components):
+            raise ValueError(
+                f"labels must lie in 0 … {n_components - 1}, got values from {int(given.min())} to {int(given.max())}"
+            )
+        return given.long()
+    if given.dim() != 2 or given.shape[1] != n_components:
+        raise ValueError(
+            f"responsibilities must be integer labels (N,) or of shape (N, {n_components}), got {given.dtype} of "
+            f"shape {tuple(given.shape)}"
+        )
+    if not ((given >= 0) & given.isfinite()).all():
+        raise ValueError("responsibilities must be finite and not negative")
+    return given

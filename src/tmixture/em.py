@@ -1,0 +1,313 @@
+"""Expectation-maximization: the E-step, the M-step, and their iteration with its stopping rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tmixture import distributed
+from tmixture.chunks import Chunk
+from tmixture.density import Density, working_dtype
+from tmixture.dof import expected_log_correction, solve_dof
+from tmixture.parameters import Parameters, accumulation_dtype
+from tmixture.statistics import SufficientStatistics
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the M-step updates.
+
+    Attributes:
+        scale_update: "px" divides the scatter by Σ r·u (Kent, Tyler & Vardi 1994; the PX-EM of Liu, Rubin & Wu 1998),
+            "classic" by Σ r (Peel & McLachlan 2000). The fixed points are the same.
+        learn_dof: False, or whether ν is "shared" by the components or free per "component".
+        dof_bounds: bounds of a learned ν.
+        regularization: added to the scale diagonals, in squared units of the data.
+        distributed: whether statistics are summed over the processes of the default group.
+        prior_rows: rows of variance `prior_variance` that a component without rows is credited with. The credit fades
+            out until it has five times as many of its own, so that a component of one or two rows is no spike, and one
+            of many rows is exactly the maximum likelihood.
+        prior_variance: in squared units of the data.
+    """
+
+    scale_update: Literal["px", "classic"]
+    learn_dof: Literal[False, "shared", "component"]
+    dof_bounds: tuple[float, float]
+    regularization: float
+    distributed: bool = False
+    prior_rows: float = 0.0
+    prior_variance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """The state of a fit: the parameters reached, and the statistics and mean log-likelihood under them."""
+
+    parameters: Parameters
+    statistics: SufficientStatistics
+    log_likelihood: float
+    n_iter: int
+    converged: bool
+    reseeded: list[int]
+    """Components that were given a new start to reach these parameters."""
+
+
+@dataclass
+class Fit:
+    """The record of one run of EM: its last step, and the log-likelihood on the way."""
+
+    last: Step | None = None
+    history: list[float] = field(default_factory=list)
+    reseeded: list[int] = field(default_factory=list)
+
+    @property
+    def step(self) -> Step:
+        """The last step of a run that has begun."""
+        assert self.last is not None
+        return self.last
+
+    def record(self, step: Step) -> None:
+        """Go on to the next step."""
+        self.last = step
+        self.history.append(step.log_likelihood)
+        self.reseeded.extend(step.reseeded)
+
+
+def expectation(
+    chunks: Iterable[Chunk], parameters: Parameters, rules: Rules, dtype: torch.dtype
+) -> SufficientStatistics:
+    """The E-step: sufficient statistics of all chunks under the parameters (of all processes, where distributed).
+
+    Args:
+        chunks: the data.
+        parameters: current parameters, best in float64.
+        rules: used for what must be accumulated.
+        dtype: of the arithmetic on chunks; float64 is used where float32 would cancel.
+    """
+    density = Density(parameters, working_dtype(parameters, dtype))
+    structure = type(parameters.scale)
+    exact = accumulation_dtype(density.origin.device)
+    reference = density.origin.to(exact) + structure.reference(density.means).to(exact)
+    statistics = SufficientStatistics.zeros(structure, reference)
+    for chunk in chunks:
+        _accumulate(statistics, density, chunk, learn_dof=bool(rules.learn_dof))
+    if rules.distributed:
+        distributed.sum_in_place(statistics.sums())
+    return statistics
+
+
+def _accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> None:
+    exact = statistics.mass.dtype
+    features = density.features(chunk.x)
+    if chunk.responsibilities is None:
+        distances = density.mahalanobis(features)
+        joint = density.log_weights + density.log_prob(distances)
+        log_likelihood = joint.logsumexp(1)
+        responsibilities = (joint - log_likelihood[:, None]).exp_()
+        precision = density.outlier_weights(distances)
+    else:
+        responsibilities = chunk.responsibilities.to(features.dtype)
+        log_likelihood = features.new_zeros(len(features))
+        precision = torch.ones_like(responsibilities)
+    if chunk.weight is not None:
+        responsibilities = responsibilities * chunk.weight.to(features.dtype)[:, None]
+        statistics.log_likelihood += (log_likelihood.to(exact) * chunk.weight).sum()
+        statistics.weight += chunk.weight.sum()
+        statistics.rows += (chunk.weight > 0).sum()
+    else:
+        statistics.log_likelihood += log_likelihood.sum(dtype=exact)
+        statistics.weight += len(features)
+        statistics.rows += len(features)
+    weighted = responsibilities * precision
+    statistics.responsibility += responsibilities.sum(0, dtype=exact)
+    statistics.mass += weighted.sum(0, dtype=exact)
+    if learn_dof:
+        correction = expected_log_correction(density.dof.to(exact), density.n_features)
+        log_precision = (responsibilities * precision.log()).sum(0, dtype=exact)
+        statistics.log_mass += log_precision + responsibilities.sum(0, dtype=exact) * correction
+    structure = type(density.scale)
+    structure.accumulate(statistics.first, statistics.scatter, features, weighted, density.means)
+
+
+def maximization(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Parameters:
+    """The M-step: parameters from statistics.
+
+    Components without any mass keep their mean, scale and ν.
+
+    Args:
+        statistics: sums or averages over rows.
+        parameters: those under which the statistics were taken.
+        rules: which updates to use.
+    """
+    structure = type(parameters.scale)
+    n, w = statistics.responsibility, statistics.mass
+    alive = (w > torch.finfo(w.dtype).tiny * 1e6) & (n > torch.finfo(n.dtype).tiny * 1e6)
+    n, w = torch.where(alive, n, 1.0), torch.where(alive, w, 1.0)
+
+    old_means = parameters.means.to(w.dtype)
+    means = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means)
+    scatter = statistics.about(structure, means).scatter
+    expansion = _expansion(n * alive, w * alive, parameters.dof, structure.per_component, rules)
+    weight_per_row = statistics.weight / statistics.rows
+    prior = (rules.prior_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
+    denominator = torch.where(alive, n * expansion + prior, 1.0 if structure.per_component else 0.0)
+    regularization = rules.regularization + rules.prior_variance * prior / denominator.clamp(min=1e-300)
+    scale = structure.estimate(scatter, denominator, regularization, parameters.n_features)
+    scale = scale.where(alive, parameters.scale.to(w.dtype))
+
+    weights = (statistics.responsibility / statistics.responsibility.sum()).clamp(min=torch.finfo(torch.float32).tiny)
+    dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
+    return Parameters(weights, means, scale, dof)
+
+
+def _expansion(n: Tensor, w: Tensor, dof: Tensor, per_component: bool, rules: Rules) -> Tensor:
+    """The PX-EM expansion α: the latent precisions are taken as α·Gamma(ν/2, ν/2), and Σ is divided by α.
+
+    α_k = w_k/n_k maximises Q when every component has a scale of its own. With a tied scale one α is shared:
+    α = Σ ν_k w_k / Σ ν_k n_k. The classic update is α = 1.
+    """
+    if rules.scale_update == "classic":
+        return torch.ones_like(n)
+    if per_component:
+        return torch.where(n > 0, w / n, 1.0)
+    nu = dof.to(n.dtype).clamp(max=1e12)
+    return ((nu * w).sum() / (nu * n).sum()).expand_as(n)
+
+
+def _update_dof(
+    statistics: SufficientStatistics,
+    n: Tensor,
+    w: Tensor,
+    expansion: Tensor,
+    alive: Tensor,
+    dof: Tensor,
+    rules: Rules,
+) -> Tensor:
+    """ν from log(ν/2) − ψ(ν/2) + c = 0 with c = 1 − log α + E[log U] − E[U]/α, averaged over the rows."""
+    if not rules.learn_dof:
+        return dof
+    constant = 1 - expansion.log() + statistics.log_mass / n - w / n / expansion
+    if rules.learn_dof == "shared":
+        share = statistics.responsibility * alive
+        constant = ((share * constant).sum() / share.sum()).expand_as(constant)
+        return solve_dof(constant, rules.dof_bounds)
+    return torch.where(alive, solve_dof(constant, rules.dof_bounds), dof.to(constant.dtype))
+
+
+def iterate(
+    chunks: Iterable[Chunk],
+    parameters: Parameters,
+    rules: Rules,
+    *,
+    dtype: torch.dtype,
+    max_iter: int,
+    tol: float,
+    generator: torch.Generator | None,
+    max_reseeds: int = 3,
+) -> Iterator[Step]:
+    """Run EM, yielding the state after every E-step.
+
+    Stops when the mean log-likelihood per unit of sample weight changes by at most `tol` relative to its size (or to 1
+    where it is smaller), or after `max_iter` M-steps. A component that dies or collapses onto a point is re-seeded, at
+    most `max_reseeds` times.
+    """
+    previous: float | None = None
+    reseeds = torch.zeros(parameters.n_components, dtype=torch.long)
+    reseeded: list[int] = []
+    for n_iter in range(max_iter + 1):
+        statistics = expectation(chunks, parameters, rules, dtype)
+        log_likelihood = float(statistics.log_likelihood / statistics.weight)
+        change = float("inf") if previous is None else abs(log_likelihood - previous)
+        converged = change <= tol * max(1.0, abs(log_likelihood))
+        yield Step(parameters, statistics, log_likelihood, n_iter, converged, reseeded)
+        if converged or n_iter == max_iter:
+            return
+        parameters = maximization(statistics, parameters, rules)
+        previous = log_likelihood
+        failing = failed_components(statistics, parameters, rules).cpu() & (reseeds < max_reseeds)
+        reseeded = failing.nonzero()[:, 0].tolist()
+        if reseeded:
+            reseeds += failing
+            candidates = poorly_explained(chunks, parameters, dtype, generator, rules.distributed)
+            parameters = reseed(parameters, reseeded, candidates)[0]
+            previous = None
+
+
+def failed_components(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Tensor:
+    """Mask (K,) of the components that died (less than half a row) or collapsed onto a point.
+
+    A collapsed component has its scale at the floor that regularization leaves, and few rows. With about as many
+    components as rows that is what every component looks like, and nothing is called failed.
+    """
+    rows_per_weight = statistics.rows / statistics.weight
+    rows = statistics.responsibility * rows_per_weight
+    if statistics.rows < 2 * parameters.n_components:
+        return torch.zeros_like(rows, dtype=torch.bool)
+    variance = parameters.scale.mean_variance(parameters.n_features)
+    few = (0.1 * statistics.rows / parameters.n_components).clamp(min=2)
+    return (rows < 0.5) | ((variance <= 4 * rules.regularization) & (rows < few))
+
+
+@torch.no_grad()
+def poorly_explained(
+    chunks: Iterable[Chunk],
+    parameters: Parameters,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+    synchronize: bool = False,
+) -> Tensor:
+    """Rows to restart components from, at least one per component where the data has as many: (m, d).
+
+    They are drawn at random from the worse-explained half of a random sample. The very worst rows are no good start:
+    they are the outliers that the mixture exists to ignore.
+    """
+    density = Density(parameters, working_dtype(parameters, dtype))
+    size = 4 * parameters.n_components
+    keys, rows, scores = [], [], []
+    for chunk in chunks:
+        key = torch.rand(len(chunk.x), generator=generator, dtype=torch.float64).to(chunk.x.device)
+        if chunk.weight is not None:
+            key = key * (chunk.weight > 0)
+        key, index = key.topk(min(size, len(key)))
+        sample = chunk.x[index]
+        joint = density.log_weights + density.log_prob(density.mahalanobis(density.features(sample)))
+        keys.append(key)
+        rows.append(sample.to(parameters.means.dtype))
+        scores.append(joint.logsumexp(1))
+    chosen = torch.cat(keys).topk(min(size, sum(map(len, keys)))).indices
+    order = torch.cat(scores)[chosen].argsort()
+    worse = torch.cat(rows)[chosen[order[: max(1, len(order) // 2)]]]
+    shuffle = torch.randperm(len(worse), generator=generator).to(worse.device)
+    worse = worse[shuffle]
+    return distributed.from_first_process(worse) if synchronize else worse
+
+
+def reseed(parameters: Parameters, components: list[int], candidates: Tensor) -> tuple[Parameters, Tensor]:
+    """Give each of the components a new start on one of the candidates.
+
+    It takes the scale and ν of the component that is responsible for its new mean, and shares that one's weight.
+
+    Returns:
+        The parameters, and the component (K,) that each component now takes its scale from.
+    """
+    density = Density(parameters, parameters.means.dtype)
+    index = torch.tensor(components, device=candidates.device)
+    seeds = candidates[torch.arange(len(components), device=candidates.device) % len(candidates)]
+    joint = density.log_weights + density.log_prob(density.mahalanobis(density.features(seeds)))
+    joint[:, index] = -float("inf")
+    source = torch.arange(parameters.n_components, device=candidates.device)
+    if len(components) < parameters.n_components:
+        source[index] = joint.argmax(1)
+    restarted = parameters.take(source)
+    weights = restarted.weights / sharers(source)
+    means = restarted.means.index_copy(0, index, seeds.to(restarted.means.dtype))
+    return replace(restarted, weights=weights / weights.sum(), means=means), source
+
+
+def sharers(source: Tensor) -> Tensor:
+    """How many components take from the same source: (K,) → (K,)."""
+    return torch.bincount(source, minlength=len(source))[source]

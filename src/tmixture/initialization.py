@@ -1,0 +1,127 @@
+"""Starting parameters: faiss k-means, k-means++, random rows, or whatever is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmixture.chunks import Chunk
+from tmixture.em import Rules, expectation, maximization
+from tmixture.parameters import Parameters, accumulation_dtype
+from tmixture.sampling import Sample
+from tmixture.scales import Scale
+
+# Elements of a block of the (n, K) distance matrix.
+DISTANCE_ELEMENTS = 2**23
+
+
+def kmeans(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
+    """Centres (K, d) by Lloyd's algorithm, through faiss."""
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    clustering = faiss.Kmeans(
+        x.shape[1], n_components, niter=20, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(x)
+    )
+    rows = np.ascontiguousarray(x.float().cpu().numpy())
+    clustering.train(rows, weights=weight.float().cpu().numpy())
+    return torch.from_numpy(np.array(clustering.centroids)).to(x)
+
+
+def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
+    """Rows (K, d) drawn one by one, in proportion to weight × squared distance to those drawn (Arthur et al. 2007)."""
+    centres: list[Tensor] = []
+    mass = weight.double().cpu()
+    closest = torch.full_like(mass, float("inf"))
+    for _ in range(n_components):
+        score = mass if not centres else mass * closest
+        if not score.sum() > 0:  # every row coincides with a centre
+            score = mass
+        centre = x[int(torch.multinomial(score / score.sum(), 1, generator=generator))]
+        centres.append(centre)
+        closest = torch.minimum(closest, (x - centre).square().sum(1).double().cpu())
+    return torch.stack(centres)
+
+
+def random_rows(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
+    """K different rows, in proportion to their weights."""
+    return x[torch.multinomial(weight.double().cpu(), n_components, generator=generator).to(x.device)]
+
+
+CENTRES: dict[str, Callable[[Tensor, Tensor, int, torch.Generator | None], Tensor]] = {
+    "kmeans": kmeans,
+    "kmeans++": kmeans_plus_plus,
+    "random": random_rows,
+}
+
+
+def nearest(x: Tensor, centres: Tensor) -> Tensor:
+    """Index of the nearest centre: (n, d), (K, d) → (n,)."""
+    norms = centres.square().sum(1)
+    blocks = x.split(max(1, DISTANCE_ELEMENTS // len(centres)))
+    return torch.cat([torch.addmm(norms, block, centres.T, alpha=-2).argmin(1) for block in blocks])
+
+
+def from_centres(
+    init: str | Tensor,
+    sample: Sample,
+    structure: type[Scale],
+    dof: Tensor,
+    rules: Rules,
+    variance: float,
+    generator: torch.Generator | None,
+) -> Parameters:
+    """Parameters from hard clusters around centres, found in the sample or given as a tensor (K, d).
+
+    Args:
+        init: a key of `CENTRES` or the centres.
+        sample: rows to work on.
+        structure: the scale structure.
+        dof: (K,).
+        rules: of the M-step.
+        variance: mean variance of the data, to which scales of very small clusters shrink.
+        generator: source of randomness.
+    """
+    shift = sample.x.mean(0)
+    x = sample.x - shift
+    K = len(dof)
+    centres = CENTRES[init](x, sample.weight, K, generator) if isinstance(init, str) else init.to(x) - shift
+    labels = nearest(x, centres)
+    base = isotropic(centres + shift, structure, dof, variance)
+    chunks = [
+        Chunk(rows, weight, torch.nn.functional.one_hot(label, K))
+        for rows, weight, label in zip(*(t.split(16384) for t in (sample.x, sample.weight, labels)))
+    ]
+    rules = replace(rules, distributed=False)
+    parameters = from_responsibilities(chunks, base, rules, variance, sample.x.dtype)
+    return parameters if isinstance(init, str) else replace(parameters, means=base.means)
+
+
+def from_responsibilities(
+    chunks: Iterable[Chunk], base: Parameters, rules: Rules, variance: float, dtype: torch.dtype
+) -> Parameters:
+    """One Gaussian M-step from the responsibilities that the chunks carry; components without any stay as in `base`.
+
+    A cluster of one or two rows would start as a spike from which EM cannot widen it, so every component is credited
+    with a few more rows of the data's own variance.
+    """
+    credit = prior_rows(type(base.scale), base.n_features)
+    rules = replace(rules, scale_update="classic", learn_dof=False, prior_rows=credit, prior_variance=variance)
+    return maximization(expectation(chunks, base, rules, dtype), base, rules)
+
+
+def prior_rows(structure: type[Scale], n_features: int) -> float:
+    """Rows to credit a component without data with: twice the scale parameters that it has per feature."""
+    return 2 * structure.n_parameters(1, n_features) / n_features
+
+
+def isotropic(centres: Tensor, structure: type[Scale], dof: Tensor, variance: float) -> Parameters:
+    """Equal weights, the given means and scales variance·I, in float64 where the device has it."""
+    means = centres.to(accumulation_dtype(centres.device))
+    K, d = means.shape
+    nothing = means.new_zeros(structure.scatter_shape(K, d))
+    scale = structure.estimate(nothing, means.new_ones(K), means.new_full((K,), variance), d)
+    return Parameters(means.new_full((K,), 1 / K), means, scale, dof.to(means))

@@ -1,0 +1,712 @@
+"""`StudentTMixture`: the mixture as a module."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+from tmixture import distributed as communication
+from tmixture import em, files, initialization, sampling, validation
+from tmixture.chunks import Chunk, Chunks, Data, check_finite, chunk_size
+from tmixture.density import Density, working_dtype
+from tmixture.parameters import Parameters, accumulation_dtype
+from tmixture.scales import STRUCTURES, Scale
+from tmixture.streaming import PowerDecay, RunningStatistics, StepSize, rate_of
+from tmixture.trainable import train_by_gradients
+
+# Regularisation of the scale diagonals, relative to the data's mean variance.
+RELATIVE_REGULARIZATION = 1e-6
+# With reg_covar=0, what keeps a component of identical points finite.
+RELATIVE_FLOOR = 1e-12
+# A stream is initialised anew with every batch until it has brought this many rows per component.
+WARMUP_ROWS = 10
+WARMUP_ITERATIONS = 10
+# A component of a stream that is left with less than this many rows in the stream's memory has died.
+DEAD_ROWS = 1e-6
+
+
+class StudentTMixture(nn.Module):
+    """A mixture of K multivariate Student-t distributions, fitted by EM.
+
+    The density is Σ_k π_k·T(x; μ_k, Σ_k, ν_k) (Peel & McLachlan 2000; Eqs. 1 and 2 of the CXR-CML paper). The heavy
+    tails make the fit robust: a point far from every mean gets a small outlier weight u = (ν+d)/(ν+δ) and hardly moves the
+    parameters. ν = ∞ is exactly the Gaussian mixture.
+
+    Parameters live in buffers, so `.to()`, `state_dict` and being part of another network work as for `BatchNorm`.
+    Input of any floating or integer dtype is accepted by all methods; what is computed is at least float32, whatever
+    autocast says.
+
+    Args:
+        n_components: K.
+        n_features: d.
+        dof: degrees of freedom ν > 0: a number, `float("inf")`, or one per component; the start if they are learned.
+        learn_dof: False, or "shared" or "component" to learn one ν, or one per component.
+        covariance_type: structure of the scale matrices: "full", "tied", "diag" or "spherical".
+        reg_covar: added to the scale diagonals: an absolute number in squared units of the data, or "auto" for 1e-6 of
+            the data's mean variance.
+        init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
+        n_init: how many starts to try; the fit with the highest likelihood is kept.
+        max_iter: upper bound of the M-steps of a fit.
+        tol: a fit has converged when the mean log-likelihood changes by at most this, relative to its size.
+        scale_update: "px" (converges in a few iterations in high dimension) or "classic".
+        dof_bounds: bounds of a learned ν.
+        step_size: step sizes of `partial_fit`: a constant, or a function of the number of the batch.
+        warm_start: whether `fit` starts from the current parameters, if there are any.
+        chunk_size: rows worked on at a time; chosen from K and d if None.
+        distributed: whether every process of the default group brings a share of the data; they end with the same
+            parameters as one process with all data.
+        generator: source of randomness, or a seed; None is torch's default generator.
+        verbose: whether `fit` shows a progress bar.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Attributes:
+        weights: (K,) π, buffer.
+        means: (K, d) μ, buffer.
+        whitening: buffer; the inverse Cholesky factors of the scale matrices (K, d, d) or (d, d), or reciprocal
+            standard deviations (K, d) or (K,), depending on the structure.
+        dof: (K,) ν, buffer.
+        n_iter_: number of M-steps of the last fit.
+        converged_: whether it converged.
+        history_: mean log-likelihood per unit of sample weight, before each M-step and at the end.
+        n_reseeded_: how often a component had to be started anew, streaming included.
+
+    Example:
+        >>> mixture = StudentTMixture(n_components=3, n_features=2, generator=0).fit(torch.randn(500, 2))
+        >>> mixture.predict(torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+
+    weights: Tensor
+    means: Tensor
+    dof: Tensor
+    initial_dof: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self,
+        n_components: int,
+        n_features: int,
+        *,
+        dof: float | Tensor | list[float] = 4.0,
+        learn_dof: Literal[False, "shared", "component"] = False,
+        covariance_type: str = "diag",
+        reg_covar: float | Literal["auto"] = "auto",
+        init: str | Tensor | np.ndarray = "kmeans",
+        n_init: int = 1,
+        max_iter: int = 100,
+        tol: float = 1e-5,
+        scale_update: Literal["px", "classic"] = "px",
+        dof_bounds: tuple[float, float] = (0.5, 200.0),
+        step_size: StepSize = PowerDecay(),
+        warm_start: bool = False,
+        chunk_size: int | None = None,
+        distributed: bool = False,
+        generator: torch.Generator | int | None = None,
+        verbose: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_components = validation.positive_integer(n_components, "n_components")
+        self.n_features = validation.positive_integer(n_features, "n_features")
+        self.covariance_type = validation.one_of(covariance_type, tuple(STRUCTURES), "covariance_type")
+        self.learn_dof = validation.one_of(learn_dof, (False, "shared", "component"), "learn_dof")
+        self.scale_update = validation.one_of(scale_update, ("px", "classic"), "scale_update")
+        self.dof_bounds = validation.bounds(dof_bounds, "dof_bounds")
+        self.reg_covar = validation.regularization(reg_covar)
+        self.init = validation.init(init, tuple(initialization.CENTRES), n_components, n_features)
+        self.n_init = validation.positive_integer(n_init, "n_init")
+        self.max_iter = validation.positive_integer(max_iter, "max_iter")
+        self.tol = validation.not_negative(tol, "tol")
+        self.step_size = validation.step_size(step_size)
+        self.warm_start = warm_start
+        self.chunk_size = None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size")
+        self.distributed = distributed
+        self.generator = generator
+        self.verbose = verbose
+
+        start = validation.dof(dof, n_components, self.learn_dof, self.dof_bounds)
+        placement: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
+        nowhere = torch.zeros(n_components, n_features, device=device)
+        for name, tensor in initialization.isotropic(nowhere, self._structure, start, 1.0).tensors().items():
+            self.register_buffer(name, tensor.to(**placement))
+        self.register_buffer("initial_dof", start.to(**placement))
+        self.register_buffer("fitted", torch.tensor(False, device=device))
+        self.running = RunningStatistics().to(device=device)
+        self._refresh()
+
+        self.n_iter_ = 0
+        self.converged_ = False
+        self.history_: list[float] = []
+        self.n_reseeded_ = 0
+
+    # ---------------------------------------------------------------- learning
+
+    def fit(
+        self,
+        data: Data,
+        sample_weight: Tensor | np.ndarray | None = None,
+        *,
+        responsibilities: Tensor | np.ndarray | None = None,
+    ) -> Self:
+        """Fit by EM on all of the data, whatever its size: at most one chunk of it is worked on at a time.
+
+        The result does not depend on the chunking but for rounding. If it is interrupted (Ctrl-C), the parameters
+        reached so far are kept and the interrupt is raised again; after any other error everything is as it was.
+
+        Args:
+            data: a tensor, an array or a memory map (N, d); the path of an `.npy` file; a list of those (shards of one
+                data set); or an iterable of batches that can be iterated again, such as a `DataLoader`, where a batch
+                is a tensor (n, d) or a tuple whose first item is. A loader must bring the same rows at every iteration,
+                and in the same order if `sample_weight` or `responsibilities` are given.
+            sample_weight: (N,) weights, not negative. An integer weight counts as that many repeated rows.
+            responsibilities: labels (N,) or responsibilities (N, K) to start from instead of `init`.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: the data has the wrong shape, NaN or infinite values, or fewer rows than components.
+        """
+        chunks = self._chunks(data, sample_weight)
+        given = None if responsibilities is None else self._chunks(data, sample_weight, responsibilities)
+        generator = self._generator()
+        fits: list[em.Fit] = []
+        with _exact_arithmetic(self.means.device):
+            sample = self._draw_sample(chunks, generator)
+            variance = sampling.mean_variance(sample)
+            rules = self._rules(variance)
+            try:
+                for _ in range(self.n_init):
+                    start = self._start(sample, given, rules, variance, generator)
+                    fit = em.Fit()
+                    fits = [*fits[-1:], fit]
+                    self._run(fit, chunks, start, rules, generator)
+                    fits = [max(fits, key=lambda fit: fit.history[-1])]
+            finally:
+                # Also after Ctrl-C: the better of the last two, of which one may have been cut short.
+                finished = [fit for fit in fits if fit.last is not None]
+                if finished:
+                    self._conclude(max(finished, key=lambda fit: fit.history[-1]), rules)
+        return self
+
+    def fit_predict(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> Tensor:
+        """`fit`, then `predict`: labels (N,)."""
+        return self.fit(data, sample_weight).predict(data)
+
+    def partial_fit(self, batch: Tensor | np.ndarray, sample_weight: Tensor | np.ndarray | None = None) -> Self:
+        """Learn from one batch of a stream: a step of stepwise EM (Cappé & Moulines 2009).
+
+        The running statistics become (1 − η)·running + η·batch, and an M-step follows. Without an earlier `fit`, the
+        first batches are kept until they bring 10 rows per component; from K rows on the mixture is fitted to what is
+        there with every call. After a `fit`, the stream goes on from its statistics.
+
+        η = `step_size(t)`, where the batch is the t-th of its size if all rows so far had come in such batches.
+
+        Args:
+            batch: (n, d), n ≥ 1.
+            sample_weight: (n,), not negative.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: the batch has the wrong shape, or values that are not finite. Nothing has changed then.
+        """
+        chunks = self._chunks(batch, sample_weight)
+        with _exact_arithmetic(self.means.device):
+            rows = sampling.draw_sample(chunks, len(batch) if len(batch) else 1, self.means.dtype, self._generator())
+            if self.running.started:
+                self._continue_stream(chunks)
+            else:
+                self._begin_stream(rows)
+        return self
+
+    def _begin_stream(self, rows: sampling.Sample) -> None:
+        """Keep the rows, and fit to all rows kept so far."""
+        sample = self._shared(rows)
+        if self.running.warmup is not None:
+            x = torch.cat([self.running.warmup, sample.x.to(self.running.warmup)])
+            weight = torch.cat([self.running.warmup_weight, sample.weight.to(self.running.warmup_weight)])
+            sample = sampling.Sample(x, weight, len(x))
+        if sample.rows < self.n_components:
+            self.running.keep(sample.x, sample.weight)
+            return
+        generator = self._generator()
+        variance = sampling.mean_variance(sample)
+        prior_rows = initialization.prior_rows(self._structure, self.n_features)
+        rules = replace(self._rules(variance), distributed=False, prior_rows=prior_rows, prior_variance=variance)
+        chunks = [Chunk(sample.x, sample.weight)]
+        start = self._start(sample, None, rules, variance, generator)
+        fit = em.Fit()
+        for step in em.iterate(
+            chunks,
+            start,
+            rules,
+            dtype=self.means.dtype,
+            max_iter=WARMUP_ITERATIONS,
+            tol=self.tol,
+            generator=generator,
+            max_reseeds=0,
+        ):
+            fit.record(step)
+        self._commit(fit.step.parameters)
+        if sample.rows < WARMUP_ROWS * self.n_components:
+            self.running.keep(sample.x, sample.weight)
+        else:
+            self.running.start(fit.step.statistics, self._structure, rules.regularization, self._variance_within())
+
+    def _continue_stream(self, chunks: Chunks) -> None:
+        """Blend the batch into the running statistics, and update the parameters from them."""
+        running, structure = self.running, self._structure
+        prior_rows = initialization.prior_rows(structure, self.n_features)
+        rules = replace(
+            self._rules(0.0),
+            regularization=float(running.regularization),
+            prior_rows=prior_rows,
+            prior_variance=float(running.variance),
+        )
+        parameters = self._current().to(accumulation_dtype(self.means.device))
+        batch = em.expectation(chunks, parameters, rules, self.means.dtype)
+        if not batch.weight > 0:
+            return
+        total_weight = running.total_weight + batch.weight
+        rate = rate_of(self.step_size, float(total_weight / batch.weight))
+        blended = running.get().blend(batch.about(structure, running.reference).per_unit_weight(), rate)
+        # The rows that the averages remember.
+        blended.rows = batch.rows / rate
+        parameters = em.maximization(blended, parameters, rules)
+        dead = (blended.responsibility * blended.rows < DEAD_ROWS).nonzero()[:, 0].tolist()
+        if dead:
+            candidates = em.poorly_explained(
+                chunks, parameters, self.means.dtype, self._generator(), synchronize=self.distributed
+            )
+            restarted, source = em.reseed(parameters, dead, candidates)
+            blended = blended.about(structure, parameters.means).take(structure, source, restarted.means)
+            parameters = restarted
+            self.n_reseeded_ += len(dead)
+        running.set(blended)
+        running.total_weight = total_weight
+        self._commit(parameters)
+
+    # ---------------------------------------------------------------- asking
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Responsibilities r_ik = p(component k | x_i): (n, d) → (n, K), differentiable."""
+        return self._joint(x).softmax(1)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """The same as `forward`."""
+        return self(x)
+
+    def top_responsibilities(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest responsibilities of each row, descending, and their components: both (n, k)."""
+        if not 1 <= k <= self.n_components:
+            raise ValueError(f"k must lie in 1 … n_components={self.n_components}, got {k}")
+        joint = self._joint(x)
+        values, components = joint.topk(k, dim=1)
+        return (values - joint.logsumexp(1, keepdim=True)).exp(), components
+
+    def component_log_prob(self, x: Tensor) -> Tensor:
+        """Log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
+        with _autocast_off(x.device):
+            density, distances = self._distances(x)
+            return density.log_prob(distances).to(self._result_dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log p(x_i) of the mixture: (n, d) → (n,), differentiable, usable as a (negative) loss."""
+        return self._joint(x).logsumexp(1)
+
+    def outlier_weights(self, x: Tensor) -> Tensor:
+        """u_ik = (ν_k + d)/(ν_k + δ_ik): (n, d) → (n, K), differentiable.
+
+        Near 1 for ordinary points of component k, near 0 for points far from it, exactly 1 where ν = ∞.
+        """
+        with _autocast_off(x.device):
+            density, distances = self._distances(x)
+            return density.outlier_weights(distances).to(self._result_dtype)
+
+    @torch.no_grad()
+    def predict(self, data: Data) -> Tensor:
+        """The component with the largest responsibility for each row: labels (N,), int64.
+
+        Takes whatever `fit` takes, one chunk at a time.
+        """
+        return torch.cat([self._joint(chunk.x).argmax(1) for chunk in self._checked(self._chunks(data))])
+
+    def score(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """The mean log-likelihood per unit of sample weight."""
+        summary = self._summary(self._chunks(data, sample_weight))
+        return summary["log_likelihood"] / summary["weight"]
+
+    def bic(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """The Bayesian information criterion −2·log L + p·log N; smaller is better."""
+        summary = self._summary(self._chunks(data, sample_weight))
+        return -2 * summary["log_likelihood"] + self.n_free_parameters * math.log(summary["weight"])
+
+    def aic(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """Akaike's information criterion −2·log L + 2p; smaller is better."""
+        summary = self._summary(self._chunks(data, sample_weight))
+        return -2 * summary["log_likelihood"] + 2 * self.n_free_parameters
+
+    def icl(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """The integrated completed likelihood: BIC + 2·Σ_i entropy(r_i) (Biernacki et al. 2000); smaller is better."""
+        summary = self._summary(self._chunks(data, sample_weight))
+        bic = -2 * summary["log_likelihood"] + self.n_free_parameters * math.log(summary["weight"])
+        return bic + 2 * summary["entropy"]
+
+    @torch.no_grad()
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n points (n, d) and the components (n,) that they come from."""
+        self._require_fitted()
+        n = validation.positive_integer(n, "n")
+        parameters = self._current().to(torch.device("cpu"))
+        component = torch.multinomial(parameters.weights.float(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.n_features, generator=generator, dtype=self._result_dtype)
+        dof = parameters.dof.to(noise)[component]
+        half = torch.where(dof.isinf(), 1.0, dof) / 2
+        precision = torch.where(dof.isinf(), 1.0, torch._standard_gamma(half, generator=generator) / half)
+        scaled = parameters.scale.to(noise.dtype).correlate(noise, component) / precision.sqrt()[:, None]
+        x = parameters.means.to(noise)[component] + scaled
+        return x.to(self.means.device), component.to(self.means.device)
+
+    # ---------------------------------------------------------------- parameters
+
+    @property
+    def scales(self) -> Tensor:
+        """The scale matrices Σ written out: (K, d, d)."""
+        return self._current().scale.dense(self.n_components, self.n_features)
+
+    @property
+    def covariances(self) -> Tensor:
+        """The covariance matrices ν/(ν−2)·Σ: (K, d, d). Infinite where ν ≤ 2."""
+        factor = torch.where(self.dof.isinf(), 1.0, self.dof / (self.dof - 2))
+        return self.scales * torch.where(self.dof > 2, factor, float("inf"))[:, None, None]
+
+    @property
+    def n_free_parameters(self) -> int:
+        """p, the number of free parameters, for information criteria."""
+        K, d = self.n_components, self.n_features
+        dof = {False: 0, "shared": 1, "component": K}[self.learn_dof]
+        return K - 1 + K * d + self._structure.n_parameters(K, d) + dof
+
+    @classmethod
+    def from_parameters(
+        cls,
+        weights: Tensor | np.ndarray,
+        means: Tensor | np.ndarray,
+        scales: Tensor | np.ndarray,
+        *,
+        dof: float | Tensor | list[float] = 4.0,
+        covariance_type: str = "full",
+        **settings: Any,
+    ) -> Self:
+        """A mixture with given parameters, ready to be asked, or to be fitted further with `warm_start=True`.
+
+        Args:
+            weights: (K,), not negative, not all zero; they are normalised.
+            means: (K, d).
+            scales: scale matrices (K, d, d), of which a structure other than "full" keeps the closest it can hold.
+            dof: as for the constructor.
+            covariance_type: as for the constructor.
+            **settings: further arguments of the constructor.
+        """
+        means = torch.as_tensor(means).detach()
+        if means.dim() != 2:
+            raise ValueError(f"means must have shape (K, d), got {tuple(means.shape)}")
+        K, d = means.shape
+        settings = {"dtype": means.dtype if means.is_floating_point() else None, **settings}
+        mixture = cls(K, d, dof=dof, covariance_type=covariance_type, **settings)
+        given = validation.weights(weights, K).double()
+        scale = mixture._structure.from_dense(validation.covariance_matrices(scales, K, d).double())
+        mixture._commit(Parameters(given / given.sum(), means.double(), scale, mixture.dof.double()))
+        return mixture
+
+    def train_by_gradients(self) -> Self:
+        """Turn the parameters into `nn.Parameter`s, so that an optimizer can train them through `log_prob`.
+
+        Weights stay on the simplex, scales positive definite and finite ν positive. `fit` still works. It cannot be
+        undone, and the module can then be saved by `state_dict` but not pickled.
+        """
+        structure = {name: constraint for name, constraint in self._structure.constraints.items()}
+        tensors = {"weights": constraints.simplex, "means": constraints.real, **structure}
+        if not self.dof.isinf().any():
+            tensors["dof"] = constraints.positive
+        train_by_gradients(self, tensors)
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a safetensors file: settings, parameters and the statistics of a stream.
+
+        The generator is not saved unless it is a seed.
+        """
+        files.write(path, self.state_dict(), self._settings())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:
+        """The mixture that `save` wrote. Nothing in the file is executed."""
+        tensors, settings = files.read(path)
+        record = settings.pop("record")
+        step = settings["step_size"]
+        settings["step_size"] = PowerDecay(**step) if isinstance(step, dict) else step
+        settings["dtype"] = getattr(torch, settings["dtype"])
+        mixture = cls(**settings, dof=tensors["initial_dof"].tolist(), device=device)
+        mixture.load_state_dict(tensors)
+        for name, value in record.items():
+            setattr(mixture, name, value)
+        return mixture
+
+    def extra_repr(self) -> str:
+        """The settings that matter for reading a printed network."""
+        low, high = float(self.dof.min()), float(self.dof.max())
+        dof = f"{low:g}" if low == high else f"{low:g} … {high:g}"
+        learned = f", learn_dof={self.learn_dof!r}" if self.learn_dof else ""
+        state = "" if self._is_fitted else ", not fitted"
+        return (
+            f"n_components={self.n_components}, n_features={self.n_features}, "
+            f"covariance_type={self.covariance_type!r}, dof={dof}{learned}{state}"
+        )
+
+    # ---------------------------------------------------------------- inside
+
+    @property
+    def _structure(self) -> type[Scale]:
+        return STRUCTURES[self.covariance_type]
+
+    @property
+    def _result_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.means.dtype, torch.float32)
+
+    def _current(self) -> Parameters:
+        scale = self._structure(**{name: getattr(self, name) for name in self._structure.constraints})
+        return Parameters(self.weights, self.means, scale, self.dof)
+
+    def _commit(self, parameters: Parameters) -> None:
+        """Make these the parameters of the module."""
+        with torch.no_grad():
+            for name, value in parameters.tensors().items():
+                current = getattr(self, name)
+                value = value.to(current).clone()
+                if name in self._parameters:
+                    self._parameters[name].copy_(value)  # type: ignore[union-attr]
+                else:
+                    setattr(self, name, value)
+        self.fitted = torch.ones_like(self.fitted)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring what is derived from the buffers up to date."""
+        if self.means.is_meta:
+            self._is_fitted, self._working_dtype = False, self._result_dtype
+            return
+        with _exact_arithmetic(self.means.device):
+            self._is_fitted = bool(self.fitted)
+            self._working_dtype = working_dtype(self._current(), self.means.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._refresh()
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._refresh()
+
+    def _require_fitted(self) -> None:
+        if not self._is_fitted:
+            waiting = self.running.warmup
+            seen = "" if waiting is None else f" ({len(waiting)} of at least {self.n_components} rows seen)"
+            raise RuntimeError(f"this StudentTMixture is not fitted yet: call fit or partial_fit first{seen}")
+
+    def _generator(self) -> torch.Generator | None:
+        if isinstance(self.generator, torch.Generator) or self.generator is None:
+            return self.generator
+        return torch.Generator().manual_seed(int(self.generator))
+
+    def _chunks(self, data: Data, sample_weight: Any = None, responsibilities: Any = None) -> Chunks:
+        return Chunks(
+            data,
+            self.n_features,
+            self.means.device,
+            self.chunk_size or chunk_size(self.n_components, self.n_features),
+            sample_weight=sample_weight,
+            responsibilities=responsibilities,
+            n_components=self.n_components,
+        )
+
+    def _checked(self, chunks: Chunks) -> Iterator[Chunk]:
+        """The chunks, once the module is known to be fitted and each to be finite."""
+        self._require_fitted()
+        row = 0
+        for chunk in chunks:
+            check_finite(chunk.x, row, "data")
+            row += len(chunk.x)
+            yield chunk
+        if row == 0:
+            raise ValueError("data is empty: at least one row is needed")
+
+    def _rules(self, variance: float) -> em.Rules:
+        if self.reg_covar == "auto":
+            regularization = RELATIVE_REGULARIZATION * (variance if variance > 0 else 1.0)
+        else:
+            regularization = max(self.reg_covar, RELATIVE_FLOOR * (variance if variance > 0 else 1.0))
+        return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, self.distributed)
+
+    def _draw_sample(self, chunks: Chunks, generator: torch.Generator | None) -> sampling.Sample:
+        """The rows that initialisation works on, the same in all processes."""
+        size = sampling.sample_size(self.n_components, self.n_features)
+        sample = self._shared(sampling.draw_sample(chunks, size, self.means.dtype, generator))
+        if sample.rows < self.n_components:
+            raise ValueError(
+                f"data has {sample.rows} rows with positive weight, but n_components={self.n_components} needs at "
+                "least as many"
+            )
+        return sampling.without_stray_rows(sample, self.n_components)
+
+    def _shared(self, sample: sampling.Sample) -> sampling.Sample:
+        if not self.distributed:
+            return sample
+        rows = communication.gather_rows(torch.tensor([sample.rows], device=self.means.device)).sum()
+        x, weight = communication.gather_rows(sample.x), communication.gather_rows(sample.weight)
+        return sampling.Sample(x, weight, int(rows))
+
+    def _start(
+        self,
+        sample: sampling.Sample,
+        given: Chunks | None,
+        rules: em.Rules,
+        variance: float,
+        generator: torch.Generator | None,
+    ) -> Parameters:
+        """The parameters that EM starts from, in float64 where the device has it.
+
+        Args:
+            sample: rows to initialise from.
+            given: the data with responsibilities to start from, if there are any.
+            rules: of the M-step.
+            variance: mean variance of the sample.
+            generator: source of randomness.
+        """
+        exact = accumulation_dtype(self.means.device)
+        structure, dof = self._structure, self.initial_dof
+        if self.warm_start and self._is_fitted:
+            return self._current().to(exact)
+        if given is not None:
+            rows = initialization.random_rows(sample.x, sample.weight, self.n_components, generator)
+            base = initialization.isotropic(rows, structure, dof, variance)
+            return initialization.from_responsibilities(given, base, rules, variance, self.means.dtype)
+        start = initialization.from_centres(self.init, sample, structure, dof, rules, variance, generator)
+        if self.distributed:
+            communication.broadcast_in_place(list(start.tensors().values()))
+        return start
+
+    def _run(
+        self,
+        fit: em.Fit,
+        chunks: Chunks,
+        start: Parameters,
+        rules: em.Rules,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Iterate EM, recording every step."""
+        steps = em.iterate(
+            chunks,
+            start,
+            rules,
+            dtype=self.means.dtype,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            generator=generator,
+        )
+        with tqdm(total=self.max_iter, disable=not self.verbose, desc="EM", unit="it") as progress:
+            for step in steps:
+                fit.record(step)
+                progress.update(step.n_iter - progress.n)
+                progress.set_postfix_str(f"log-likelihood {step.log_likelihood:.6g}")
+
+    def _conclude(self, fit: em.Fit, rules: em.Rules) -> None:
+        """Keep the outcome of a fit."""
+        step = fit.step
+        self._commit(step.parameters)
+        self.running.start(step.statistics, self._structure, rules.regularization, self._variance_within())
+        self.n_iter_, self.converged_, self.history_ = step.n_iter, step.converged, fit.history
+        self.n_reseeded_ = len(fit.reseeded)
+
+    def _variance_within(self) -> float:
+        """Mean variance within the components."""
+        variance = self._current().scale.mean_variance(self.n_features)
+        return float((self.weights * variance).sum())
+
+    def _distances(self, x: Tensor) -> tuple[Density, Tensor]:
+        self._require_fitted()
+        x = validation.batch(x, self.n_features)
+        density = Density(self._current(), self._working_dtype)
+        return density, density.mahalanobis(density.features(x))
+
+    def _joint(self, x: Tensor) -> Tensor:
+        """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, K)."""
+        with _autocast_off(x.device):
+            density, distances = self._distances(x)
+            return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
+
+    @torch.no_grad()
+    def _summary(self, chunks: Chunks) -> dict[str, float]:
+        """Log-likelihood, sample weight and entropy of the responsibilities, summed over the data."""
+        exact = accumulation_dtype(self.means.device)
+        totals = torch.zeros(3, dtype=exact, device=self.means.device)
+        for chunk in self._checked(chunks):
+            joint = self._joint(chunk.x)
+            weight = joint.new_ones(len(joint), dtype=exact) if chunk.weight is None else chunk.weight.to(exact)
+            log_prob = joint.logsumexp(1)
+            logs = joint - log_prob[:, None]
+            entropy = -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(1)
+            totals += torch.stack([weight @ log_prob.to(exact), weight.sum(), weight @ entropy.to(exact)])
+        if self.distributed:
+            communication.sum_in_place([totals])
+        return dict(zip(("log_likelihood", "weight", "entropy"), totals.tolist()))
+
+    def _settings(self) -> dict[str, Any]:
+        """What `load` needs beside the tensors; plain values only."""
+        if isinstance(self.step_size, PowerDecay):
+            step: Any = {"exponent": self.step_size.exponent, "offset": self.step_size.offset}
+        elif callable(self.step_size):
+            raise ValueError("step_size is a function, which a file cannot hold: set it to a number or a PowerDecay")
+        else:
+            step = self.step_size
+        plain = (
+            "n_components", "n_features", "covariance_type", "learn_dof", "scale_update", "dof_bounds", "reg_covar",
+            "n_init", "max_iter", "tol", "warm_start", "chunk_size", "distributed", "verbose",
+        )  # fmt: skip
+        record = ("n_iter_", "converged_", "history_", "n_reseeded_")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "init": self.init if isinstance(self.init, str) else self.init.tolist(),
+            "generator": self.generator if isinstance(self.generator, int) else None,
+            "step_size": step,
+            "dtype": str(self.means.dtype).removeprefix("torch."),
+            "record": {name: getattr(self, name) for name in record},
+        }
+
+
+def _autocast_off(device: torch.device) -> torch.autocast:
+    """Keep autocast from lowering the precision of densities."""
+    return torch.autocast(device_type=device.type, enabled=False)
+
+
+@contextmanager
+def _exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """No autocast, no autograd, and tensors that may be used outside an enclosing inference mode."""
+    with torch.inference_mode(False), torch.no_grad(), _autocast_off(device):
+        yield

@@ -1,0 +1,102 @@
+"""A uniform random sample of data that may only be read in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tmixture.chunks import Chunk, check_finite
+
+# Elements of the sample: 128 MB in float32.
+SAMPLE_ELEMENTS = 2**25
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of the data, and what the pass that drew it saw.
+
+    Attributes:
+        x: (m, d) sampled rows; all rows with positive weight, in their order, if the sample size allows.
+        weight: (m,) sample weights; ones where the rows were drawn in proportion to their weights.
+        rows: number of rows with positive weight in the data.
+    """
+
+    x: Tensor
+    weight: Tensor
+    rows: int
+
+
+def sample_size(n_components: int, n_features: int) -> int:
+    """Rows in the sample that initialisation works on."""
+    return max(64 * n_components, min(2**18, SAMPLE_ELEMENTS // n_features))
+
+
+def draw_sample(chunks: Iterable[Chunk], size: int, dtype: torch.dtype, generator: torch.Generator | None) -> Sample:
+    """Pass over the data once: check every value, count the rows, keep a weighted reservoir of `size` rows.
+
+    Rows are kept by the largest keys u^(1/weight) (Efraimidis & Spirakis 2006), so a row is drawn in proportion to its
+    weight and the data may have any length. The random numbers depend on the rows alone, not on the chunking.
+
+    Raises:
+        ValueError: a value is not finite (the message names its row), or there are no rows.
+    """
+    kept_x, kept_weight, kept_key = [], [], []
+    rows = total = waiting = 0
+    for chunk in chunks:
+        check_finite(chunk.x, total, "data")
+        total += len(chunk.x)
+        weight = torch.ones(len(chunk.x)) if chunk.weight is None else chunk.weight.cpu()
+        key = torch.rand(len(chunk.x), generator=generator, dtype=torch.float64).log() / weight
+        positive = weight > 0
+        rows += int(positive.sum())
+        keep = positive.nonzero()[:, 0]
+        kept_x.append(chunk.x[keep.to(chunk.x.device)])
+        kept_weight.append(weight[keep])
+        kept_key.append(key[keep])
+        waiting += len(keep)
+        if waiting > 2 * size:
+            kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
+            waiting = size
+    if rows == 0:
+        raise ValueError("data is empty: at least one row is needed")
+    if rows > size:
+        kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
+    x = torch.cat(kept_x)
+    x = x.to(torch.promote_types(x.dtype, dtype))
+    weight = torch.cat(kept_weight) if rows <= size else torch.ones(len(x))
+    return Sample(x, weight.to(x), rows)
+
+
+def _shrink(
+    x: list[Tensor], weight: list[Tensor], key: list[Tensor], size: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The `size` rows with the largest keys, in the order of the data."""
+    keys = torch.cat(key)
+    index = keys.topk(size).indices.sort().values
+    rows = torch.cat(x)
+    return [rows[index.to(rows.device)]], [torch.cat(weight)[index]], [keys[index]]
+
+
+def without_stray_rows(sample: Sample, at_least: int) -> Sample:
+    """The sample without stray rows: at most 1 %, over a hundred times farther from the median than is usual.
+
+    One corrupt row must not set the scale of everything else. More than 1 % of the rows are structure, not strays.
+    """
+    median = sample.x.median(0).values
+    distance = torch.linalg.vector_norm(sample.x - median, dim=1)
+    stray = distance > 100 * distance.median()
+    count = int(stray.sum())
+    if count == 0 or count > max(1, len(stray) // 100) or len(stray) - count < at_least or distance.median() == 0:
+        return sample
+    return Sample(sample.x[~stray], sample.weight[~stray], sample.rows)
+
+
+def mean_variance(sample: Sample) -> float:
+    """The weighted variance of the rows, averaged over the features."""
+    x, weight = sample.x, sample.weight
+    x = x if x.device.type == "mps" else x.double()
+    share = (weight / weight.sum()).to(x)
+    return float((share @ (x - share @ x).square()).mean())

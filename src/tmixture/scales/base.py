@@ -1,0 +1,157 @@
+"""The protocol behind which the scale structures live."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class Scale(ABC):
+    """Scale matrices Σ_1 … Σ_K of a mixture, in one structure.
+
+    A subclass is a frozen dataclass of tensors. It knows how to measure distances with its matrices, which statistic of
+    the data determines them, and how to turn that statistic into new matrices. Everything outside `tmixture.scales` is
+    written against this class alone.
+
+    Points are handed over as `features(x)`, computed once per chunk and used by the E-step and the M-step alike;
+    `x` and `means` are always taken about a common origin near the data, which keeps the expanded squares accurate.
+
+    Shapes: n rows, d features, K components.
+    """
+
+    covariance_type: ClassVar[str]
+    constraints: ClassVar[dict[str, constraints.Constraint]]
+    """Constraint of each tensor, by field name; used when the parameters are trained by gradients."""
+
+    expands_squares: ClassVar[bool] = True
+    """Whether distances are computed as ‖Wx‖² − 2·Wx·Wμ + ‖Wμ‖², which cancels for means far from the origin."""
+
+    per_component: ClassVar[bool] = True
+    """Whether every tensor has one entry per component in its first dimension."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that make up the scales, by field name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, target: torch.device | torch.dtype) -> Self:
+        """A copy on another device or with another dtype."""
+        return type(self)(**{name: tensor.to(target) for name, tensor in self.tensors().items()})
+
+    def take(self, components: Tensor) -> Self:
+        """The scales of the given components (any number, repeats allowed), in that order."""
+        if not self.per_component:
+            return self
+        return type(self)(**{name: tensor[components] for name, tensor in self.tensors().items()})
+
+    def where(self, mask: Tensor, other: Self) -> Self:
+        """These scales for the components in the mask (K,), those of `other` for the rest."""
+        if not self.per_component:
+            return self
+        others = other.tensors()
+        return type(self)(
+            **{
+                name: torch.where(mask.reshape(-1, *[1] * (tensor.dim() - 1)), tensor, others[name])
+                for name, tensor in self.tensors().items()
+            }
+        )
+
+    @staticmethod
+    def features(x: Tensor) -> Tensor:
+        """What distances and statistics need of a chunk: (n, d) → (n, p), whose first d columns are `x`."""
+        return x
+
+    @abstractmethod
+    def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
+        """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, p), (K, d) → (n, K), never negative."""
+
+    @abstractmethod
+    def half_log_det(self, n_features: int) -> Tensor:
+        """½·log|Σ_k| in float64 where the device has it, broadcastable to (K,)."""
+
+    @abstractmethod
+    def dense(self, n_components: int, n_features: int) -> Tensor:
+        """The scale matrices written out: (K, d, d)."""
+
+    @abstractmethod
+    def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
+        """Turn white noise (n, d) into noise with scale matrix Σ_component[i] in row i."""
+
+    @classmethod
+    @abstractmethod
+    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+        """Shape of the scatter statistic S."""
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor, by field name."""
+
+    @classmethod
+    def reference(cls, means: Tensor) -> Tensor:
+        """The points (K, d) about which `accumulate` takes its moments: the common origin unless overridden."""
+        return torch.zeros_like(means)
+
+    @classmethod
+    @abstractmethod
+    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+        """Add the first and second moments of a chunk, in place.
+
+        Args:
+            first: (K, d), receives Σ_i weight_ik·(x_i − reference_k).
+            scatter: `scatter_shape`, receives the second moments about `reference(means)`.
+            features: (n, p), from `features`.
+            weight: (n, K), r_ik·u_ik times the sample weight.
+            means: (K, d).
+        """
+
+    @classmethod
+    @abstractmethod
+    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+        """The scatter about a new reference = old reference − delta.
+
+        With y = x − old reference: Σ w (y+δ)(y+δ)ᵀ = S + fδᵀ + δfᵀ + Σw·δδᵀ, in the structure's own form.
+
+        Args:
+            scatter: the statistic about the old reference.
+            mass: (K,), Σ_i weight_ik.
+            first: (K, d), first moment about the old reference.
+            delta: (K, d), old reference minus new reference.
+        """
+
+    @classmethod
+    @abstractmethod
+    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+        """The M-step: Σ_k = S_k / denominator_k + regularization_k·I.
+
+        Args:
+            scatter: the statistic about the new means.
+            denominator: (K,), what S is divided by.
+            regularization: (K,), added to the diagonal, in squared units of the data.
+            n_features: d.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_dense(cls, matrices: Tensor) -> Self:
+        """The scales closest in this structure to full matrices (K, d, d)."""
+
+    @classmethod
+    @abstractmethod
+    def n_parameters(cls, n_components: int, n_features: int) -> int:
+        """Number of free parameters, for information criteria."""
+
+    @abstractmethod
+    def mean_variance(self, n_features: int) -> Tensor:
+        """trace(Σ_k)/d: broadcastable to (K,)."""
+
+
+def log64(x: Tensor) -> Tensor:
+    """The logarithm in float64 where the device has it."""
+    return (x if x.device.type == "mps" else x.double()).log()

@@ -1,0 +1,79 @@
+"""Diagonal scale matrices: one variance per component and feature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from typing_extensions import Self
+
+from tmixture.scales.base import Scale, log64
+
+
+@dataclass(frozen=True)
+class DiagonalScale(Scale):
+    """Σ_k = diag(1/whitening_k²).
+
+    With features [x, x²], distances and statistics of a chunk are one matrix product each.
+    """
+
+    whitening: Tensor
+    """(K, d): reciprocal standard deviations, W with Σ⁻¹ = W²."""
+
+    covariance_type: ClassVar[str] = "diag"
+    constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
+
+    @staticmethod
+    def features(x: Tensor) -> Tensor:
+        return torch.cat([x, x * x], dim=1)
+
+    def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
+        precision = self.whitening.square()
+        coefficients = torch.cat([-2 * precision * means, precision], dim=1)
+        return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp(min=0)
+
+    def half_log_det(self, n_features: int) -> Tensor:
+        return -log64(self.whitening).sum(1)
+
+    def dense(self, n_components: int, n_features: int) -> Tensor:
+        return torch.diag_embed(self.whitening.square().reciprocal())
+
+    def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
+        return noise / self.whitening[component]
+
+    @classmethod
+    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+        return (n_components, n_features)
+
+    @classmethod
+    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
+        return {"whitening": (n_components, n_features)}
+
+    @classmethod
+    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+        moments = weight.T @ features
+        first += moments[:, : first.shape[1]]
+        scatter += moments[:, first.shape[1] :]
+
+    @classmethod
+    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+        return scatter + (2 * first + mass[:, None] * delta) * delta
+
+    @classmethod
+    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+        variance = (scatter / denominator[:, None]).clamp(min=0) + regularization[:, None]
+        return cls(variance.rsqrt())
+
+    @classmethod
+    def from_dense(cls, matrices: Tensor) -> Self:
+        return cls(matrices.diagonal(dim1=1, dim2=2).rsqrt())
+
+    @classmethod
+    def n_parameters(cls, n_components: int, n_features: int) -> int:
+        return n_components * n_features
+
+    def mean_variance(self, n_features: int) -> Tensor:
+        return self.whitening.square().reciprocal().mean(1)

@@ -1,0 +1,80 @@
+"""Spherical scale matrices: one variance per component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from typing_extensions import Self
+
+from tmixture.scales.base import Scale, log64
+
+
+@dataclass(frozen=True)
+class SphericalScale(Scale):
+    """Σ_k = I/whitening_k².
+
+    With features [x, ‖x‖²], distances and statistics of a chunk are one matrix product each.
+    """
+
+    whitening: Tensor
+    """(K,): reciprocal standard deviations."""
+
+    covariance_type: ClassVar[str] = "spherical"
+    constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
+
+    @staticmethod
+    def features(x: Tensor) -> Tensor:
+        return torch.cat([x, x.square().sum(1, keepdim=True)], dim=1)
+
+    def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
+        precision = self.whitening.square()[:, None]
+        coefficients = torch.cat([-2 * precision * means, precision], dim=1)
+        return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp(min=0)
+
+    def half_log_det(self, n_features: int) -> Tensor:
+        return -n_features * log64(self.whitening)
+
+    def dense(self, n_components: int, n_features: int) -> Tensor:
+        variance = self.whitening.square().reciprocal()
+        return torch.diag_embed(variance[:, None].expand(n_components, n_features))
+
+    def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
+        return noise / self.whitening[component, None]
+
+    @classmethod
+    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+        return (n_components,)
+
+    @classmethod
+    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
+        return {"whitening": (n_components,)}
+
+    @classmethod
+    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+        moments = weight.T @ features
+        first += moments[:, :-1]
+        scatter += moments[:, -1]
+
+    @classmethod
+    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+        return scatter + ((2 * first + mass[:, None] * delta) * delta).sum(1)
+
+    @classmethod
+    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+        variance = (scatter / (denominator * n_features)).clamp(min=0) + regularization
+        return cls(variance.rsqrt())
+
+    @classmethod
+    def from_dense(cls, matrices: Tensor) -> Self:
+        return cls(matrices.diagonal(dim1=1, dim2=2).mean(1).rsqrt())
+
+    @classmethod
+    def n_parameters(cls, n_components: int, n_features: int) -> int:
+        return n_components
+
+    def mean_variance(self, n_features: int) -> Tensor:
+        return self.whitening.square().reciprocal()

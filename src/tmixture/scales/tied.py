@@ -1,0 +1,76 @@
+"""Tied scale matrices: one dense matrix shared by all components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from typing_extensions import Self
+
+from tmixture.scales.base import Scale, log64
+from tmixture.scales.cholesky import inverse_of, whiten, whitening_of
+
+
+@dataclass(frozen=True)
+class TiedScale(Scale):
+    """Σ_k⁻¹ = WᵀW for every k, with a lower-triangular W."""
+
+    whitening: Tensor
+    """(d, d): inverse Cholesky factor of the shared scale matrix."""
+
+    covariance_type: ClassVar[str] = "tied"
+    constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.lower_cholesky}
+    per_component: ClassVar[bool] = False
+
+    def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
+        z, centres = whiten(features, self.whitening), whiten(means, self.whitening)
+        squares = z.square().sum(1, keepdim=True) + centres.square().sum(1)
+        return torch.addmm(squares, z, centres.T, alpha=-2).clamp(min=0)
+
+    def half_log_det(self, n_features: int) -> Tensor:
+        return -log64(self.whitening.diagonal()).sum()
+
+    def dense(self, n_components: int, n_features: int) -> Tensor:
+        factor = inverse_of(self.whitening)
+        return (factor @ factor.T).expand(n_components, n_features, n_features)
+
+    def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.whitening, noise.T, upper=False).T
+
+    @classmethod
+    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+        return (n_features, n_features)
+
+    @classmethod
+    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
+        return {"whitening": (n_features, n_features)}
+
+    @classmethod
+    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+        first += weight.T @ features
+        scatter += (features * weight.sum(1, keepdim=True)).T @ features
+
+    @classmethod
+    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+        cross = first.T @ delta
+        return scatter + cross + cross.T + (mass[:, None] * delta).T @ delta
+
+    @classmethod
+    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+        covariance = scatter / denominator.sum()
+        covariance.diagonal().add_(regularization.mean())
+        return cls(whitening_of(covariance, "the mixture"))
+
+    @classmethod
+    def from_dense(cls, matrices: Tensor) -> Self:
+        return cls(inverse_of(torch.linalg.cholesky(matrices.mean(0))))
+
+    @classmethod
+    def n_parameters(cls, n_components: int, n_features: int) -> int:
+        return n_features * (n_features + 1) // 2
+
+    def mean_variance(self, n_features: int) -> Tensor:
+        return inverse_of(self.whitening).square().sum() / n_features

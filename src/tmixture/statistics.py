@@ -1,0 +1,105 @@
+"""The sufficient statistics of a Student-t mixture: what EM adds, streams, all-reduces and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from tmixture.scales import Scale
+
+
+@dataclass
+class SufficientStatistics:
+    """Weighted sums over rows, in float64 where the device has it.
+
+    With responsibilities r, outlier weights u and sample weights s, the moments taken about `reference`:
+
+    Attributes:
+        responsibility: n_k = Σ_i s·r, (K,).
+        mass: w_k = Σ_i s·r·u, (K,).
+        first: Σ_i s·r·u·(x − reference_k), (K, d).
+        scatter: Σ_i s·r·u·(x − reference_k)(x − reference_k)ᵀ in the structure's own form.
+        log_mass: Σ_i s·r·E[log U | x], (K,). E[log U] = log u + ψ((ν+d)/2) − log((ν+d)/2) is inside the sum because ν
+            differs between the batches of a stream.
+        log_likelihood: Σ_i s·log p(x), scalar.
+        weight: Σ_i s, scalar.
+        rows: number of rows with positive weight, scalar.
+        reference: (K, d).
+    """
+
+    responsibility: Tensor
+    mass: Tensor
+    first: Tensor
+    scatter: Tensor
+    log_mass: Tensor
+    log_likelihood: Tensor
+    weight: Tensor
+    rows: Tensor
+    reference: Tensor
+
+    @classmethod
+    def zeros(cls, structure: type[Scale], reference: Tensor) -> SufficientStatistics:
+        """Empty statistics about `reference` (K, d), on its device and with its dtype."""
+        K, d = reference.shape
+        return cls(
+            responsibility=reference.new_zeros(K),
+            mass=reference.new_zeros(K),
+            first=reference.new_zeros(K, d),
+            scatter=reference.new_zeros(structure.scatter_shape(K, d)),
+            log_mass=reference.new_zeros(K),
+            log_likelihood=reference.new_zeros(()),
+            weight=reference.new_zeros(()),
+            rows=reference.new_zeros(()),
+            reference=reference,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def sums(self) -> list[Tensor]:
+        """The additive tensors: everything but the reference."""
+        return [tensor for name, tensor in self.tensors().items() if name != "reference"]
+
+    def about(self, structure: type[Scale], reference: Tensor) -> SufficientStatistics:
+        """The same statistics with the moments taken about another reference (K, d)."""
+        delta = self.reference - reference
+        scatter = structure.translate(self.scatter, self.mass, self.first, delta)
+        moments = {"first": self.first + self.mass[:, None] * delta, "scatter": scatter, "reference": reference}
+        return SufficientStatistics(**{**self.tensors(), **moments})
+
+    def per_unit_weight(self) -> SufficientStatistics:
+        """Averages instead of sums; the number of rows is kept."""
+        averaged = {name: t / self.weight for name, t in self.tensors().items() if name not in ("reference", "rows")}
+        return SufficientStatistics(**{**self.tensors(), **averaged})
+
+    def blend(self, other: SufficientStatistics, rate: float) -> SufficientStatistics:
+        """(1 − rate)·self + rate·other, both about the same reference; the rows add up."""
+        blended = {
+            name: torch.lerp(tensor, getattr(other, name), rate)
+            for name, tensor in self.tensors().items()
+            if name not in ("reference", "rows")
+        }
+        return SufficientStatistics(**{**self.tensors(), **blended, "rows": self.rows + other.rows})
+
+    def take(self, structure: type[Scale], source: Tensor, means: Tensor) -> SufficientStatistics:
+        """Statistics in which component k has the share of `source[k]`, moved to `means[k]`.
+
+        Components with the same source divide its sums among them.
+
+        Args:
+            structure: the scale structure.
+            source: (K,) indices.
+            means: (K, d), where the components now are.
+
+        The statistics must be about their own means, so that the first moments are zero.
+        """
+        share = 1 / torch.bincount(source, minlength=len(source))[source].to(self.mass)
+        scatter = self.scatter
+        if structure.per_component:
+            scatter = scatter[source] * share.reshape(-1, *[1] * (scatter.dim() - 1))
+        divided = {name: getattr(self, name)[source] * share for name in ("responsibility", "mass", "log_mass")}
+        moments = {"first": torch.zeros_like(self.first), "scatter": scatter, "reference": means.to(self.mass)}
+        return SufficientStatistics(**{**self.tensors(), **divided, **moments})

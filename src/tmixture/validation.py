@@ -1,0 +1,114 @@
+"""Checks of arguments: each returns the value in its final form or raises an error that names the argument."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmixture.streaming import StepSize
+
+T = TypeVar("T")
+
+
+def positive_integer(value: int, name: str) -> int:
+    """An integer ≥ 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def not_negative(value: float, name: str) -> float:
+    """A finite number ≥ 0."""
+    if not isinstance(value, (int, float, np.number)) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
+    return float(value)
+
+
+def one_of(value: T, options: tuple[T, ...], name: str) -> T:
+    """One of the options."""
+    if not any(value is option or (type(value) is type(option) and value == option) for option in options):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def bounds(value: tuple[float, float], name: str) -> tuple[float, float]:
+    """A pair 0 < low < high < ∞."""
+    if len(value) != 2 or not 0 < value[0] < value[1] < math.inf:
+        raise ValueError(f"{name} must be a pair 0 < low < high < inf, got {value!r}")
+    return float(value[0]), float(value[1])
+
+
+def regularization(value: Any) -> Any:
+    """A finite number ≥ 0 or "auto"."""
+    return value if value == "auto" else not_negative(value, "reg_covar")
+
+
+def step_size(value: StepSize) -> StepSize:
+    """A constant in (0, 1] or a callable."""
+    if not callable(value) and not (isinstance(value, (int, float)) and 0 < value <= 1):
+        raise ValueError(f"step_size must lie in (0, 1] or be a function of the batch number, got {value!r}")
+    return value
+
+
+def init(value: Any, options: tuple[str, ...], n_components: int, n_features: int) -> str | Tensor:
+    """A named initialisation or means (K, d)."""
+    if isinstance(value, str):
+        return one_of(value, options, "init")
+    means = torch.as_tensor(value).detach()
+    if tuple(means.shape) != (n_components, n_features) or not means.isfinite().all():
+        raise ValueError(
+            f"init must be one of {', '.join(map(repr, options))} or finite means of shape "
+            f"({n_components}, {n_features}), got a tensor of shape {tuple(means.shape)}"
+        )
+    return means
+
+
+def dof(value: Any, n_components: int, learned: Any, limits: tuple[float, float]) -> Tensor:
+    """Degrees of freedom (K,), in float64."""
+    nu = torch.as_tensor(value, dtype=torch.float64).detach()
+    if nu.dim() > 1 or (nu.dim() == 1 and len(nu) != n_components):
+        raise ValueError(f"dof must be a number or one per component ({n_components}), got shape {tuple(nu.shape)}")
+    if not (nu > 0).all():
+        raise ValueError(f"dof must be positive, got {value!r}")
+    if learned and nu.isinf().any():
+        raise ValueError("dof must be finite to be learned: give the value to start from, such as dof=10.0")
+    if learned == "shared" and nu.dim() == 1 and not (nu == nu[0]).all():
+        raise ValueError("dof must be one number when learn_dof='shared'")
+    nu = nu.expand(n_components).clone()
+    return nu.clamp(*limits) if learned else nu
+
+
+def batch(x: Any, n_features: int) -> Tensor:
+    """Rows (n, d) as a tensor of real numbers."""
+    if not isinstance(x, Tensor):
+        x = torch.as_tensor(np.asarray(x))
+    if x.dim() != 2 or x.shape[1] != n_features:
+        hint = "; one row is x[None]" if x.dim() == 1 else ""
+        raise ValueError(f"x must have shape (N, {n_features}), got {tuple(x.shape)}{hint}")
+    if x.is_complex():
+        raise ValueError(f"x must hold real numbers, got dtype {x.dtype}")
+    return x
+
+
+def covariance_matrices(value: Any, n_components: int, n_features: int) -> Tensor:
+    """Scale matrices (K, d, d), positive definite."""
+    matrices = torch.as_tensor(value).detach()
+    shape = (n_components, n_features, n_features)
+    if tuple(matrices.shape) != shape:
+        raise ValueError(f"scales must have shape {shape}, got {tuple(matrices.shape)}")
+    _, failure = torch.linalg.cholesky_ex(matrices)
+    if failure.any():
+        raise ValueError(f"scales must be positive definite, but that of component {int(failure.nonzero()[0])} is not")
+    return matrices
+
+
+def weights(value: Any, n_components: int) -> Tensor:
+    """Mixture weights (K,), not negative, not all zero."""
+    given = torch.as_tensor(value).detach()
+    if tuple(given.shape) != (n_components,) or not ((given >= 0) & given.isfinite()).all() or not given.sum() > 0:
+        raise ValueError(f"weights must be {n_components} numbers that are not negative, nor all zero; got {value!r}")
+    return given
