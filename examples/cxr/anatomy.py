@@ -58,16 +58,16 @@ class Anatomy:
         return self.base - self.top
 
     def arch(self) -> float:
-        """v of the aortic arch."""
+        """V of the aortic arch."""
         return self.top + 0.37 * self.span()
 
-    def hilum_point(self, side: int) -> NDArray[np.floating]:
-        """The centre of a hilum (u from the body's axis, v); the left one is higher."""
+    def hilum_point(self, side: int, outward: float = 0.0, down: float = 0.0) -> NDArray[np.floating]:
+        """The centre of a hilum, or a point near it; the left hilum is higher."""
         v = self.arch() + 0.2 - 0.02 * side
-        return np.array([side * 0.165 + self.shift + float(self.midline(v)), v])
+        return np.array([side * (0.165 + outward) + self.shift + float(self.midline(v)), v + down])
 
     def midline(self, v: ArrayLike) -> NDArray[np.floating]:
-        """u of the spine at v."""
+        """U of the spine at v."""
         return self.scoliosis * np.sin(2.6 * np.asarray(v))
 
     def outer(self, v: ArrayLike) -> NDArray[np.floating]:
@@ -81,8 +81,8 @@ class Anatomy:
         return 0.065 + 0.195 * above**3
 
     def diaphragm(self, depth: ArrayLike, side: int) -> NDArray[np.floating]:
-        """v of the diaphragm at a distance `depth` from the midline."""
-        x = np.asarray(depth) / self.width
+        """V of the diaphragm at a distance `depth` from the midline."""
+        x = np.minimum(np.asarray(depth) / self.width, 1.02)  # it ends at the chest wall
         fall = np.where(x > 0.45, (x - 0.45) / 0.55, 0.55 * (x - 0.45) / 0.45)
         return self.base - self.raised[side] + self.dome * fall**2 * (1 + 0.4 * np.clip(x - 0.8, 0, None))
 
@@ -161,20 +161,20 @@ def sample_view(position: str, rng: np.random.Generator) -> View:
     def around(mean: float, sd: float) -> float:
         return mean + sd * loose * float(np.clip(rng.standard_normal(), -2.2, 2.2))
 
-    crop = rng.random(4) < 0.22
+    crop = rng.random(4) < 0.15
     return View(
         position=position,
         x=around(0.0, 0.045),
         y=around(0.06, 0.06),
-        zoom=around(1.1, 0.06),
+        zoom=around(1.13, 0.06),
         roll=around(0.0, 0.03),
         yaw=around(0.0, 0.03),
-        exposure=around(-0.08, 0.2),
-        contrast=float(np.exp(around(-0.02 if position == "AP" else 0.14, 0.17))),
+        exposure=around(-0.17, 0.2),
+        contrast=float(np.exp(around(0.06 if position == "AP" else 0.2, 0.17))),
         gamma=float(np.exp(around(0.0, 0.12))),
         noise=float(rng.uniform(0.4, 1.4)),
         blur=float(rng.uniform(0.0, 0.6)) * loose,
-        scatter=float(rng.uniform(0.0, 0.2)) * loose,
+        scatter=float(rng.beta(1.0, 7.0)) * loose,
         collimation=tuple(np.where(crop, rng.uniform(0.0, 0.09, 4), 0.0)),
         marker=int(rng.choice([-1, 0, 1])),
     )

@@ -34,6 +34,7 @@ from cxr.reports import write_report
 VERSION = 1  # of the simulation; a cohort written by another one is not reused
 MEAN_STUDIES, SECOND_VIEW = 2.6, 0.3  # per patient (geometric), and the chance of each further image of a study
 VIEW_NAMES = {"AP": "antero-posterior", "PA": "postero-anterior"}
+MAX_STUDIES = 20
 PATIENTS_PER_TASK = 16
 
 
@@ -49,8 +50,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be simulated."""
-        if self.n_images < 1:
-            raise ValueError(f"n_images must be at least 1, got {self.n_images}")
+        if not 1 <= self.n_images <= 1_000_000:
+            raise ValueError(f"n_images must be between 1 and 1,000,000, got {self.n_images}")
         if not 16 <= self.image_size <= 2048:
             raise ValueError(f"image_size must be between 16 and 2048 pixels, got {self.image_size}")
         if self.seed < 0:
@@ -101,11 +102,13 @@ def simulate_cohort(
     tasks = list(_tasks(partial, settings))
     rows: list[dict[str, Any]] = []
     with tqdm(total=n_images, desc="simulating radiographs", unit="image", disable=not progress) as bar:
-        for done in _run(tasks, workers or len(os.sched_getaffinity(0))):
+        for done in _run(tasks, workers or os.cpu_count() or 1):
             rows += done
             bar.update(len(done))
     _write_tables(partial, rows, image_size)
     (partial / "cohort.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    if root.exists():
+        root.rmdir()  # empty, or `_holds` had refused it
     os.replace(partial, root)
     return root
 
@@ -165,7 +168,7 @@ def _simulate_patients(task: _Task) -> list[dict[str, Any]]:
 def _study_sizes(seed: int, patient: int) -> list[int]:
     """Number of images in each study of a patient."""
     rng = np.random.default_rng([seed, patient, 0])
-    n_studies = min(int(rng.geometric(1 / MEAN_STUDIES)), 20)
+    n_studies = min(int(rng.geometric(1 / MEAN_STUDIES)), MAX_STUDIES)
     return [int(n) for n in np.minimum(rng.geometric(1 - SECOND_VIEW, n_studies), 4)]
 
 
@@ -176,11 +179,11 @@ def _simulate_patient(task: _Task, patient: int, study_sizes: list[int]) -> Iter
     anatomy = sample_anatomy(rng)
     labels = LabelModel(settings.tail).sample(len(study_sizes), rng)
     usual = {name: draw_case(name, rng) for name in CHRONIC}  # what lasts looks the same in every study
-    subject_id = 10_000_000 + (patient * 6_180_339 + 32) % 10_000_000  # a bijection: distinct for 10,000,000 patients
+    subject_id = _scattered(10_000_000, patient)
     for number, n_images in enumerate(study_sizes):
         # Seeded by its number and not drawn from the patient's generator: a cut study must not change the others.
         rng = np.random.default_rng([settings.seed, patient, 2, number])
-        study_id = 50_000_000 + (subject_id * 20 + number) % 10_000_000
+        study_id = _scattered(50_000_000, MAX_STUDIES * patient + number)
         present = [name for name, there in zip(LABELS, labels[number]) if there]
         cases = [usual[name] if name in usual else draw_case(name, rng) for name in present]
         for image in range(n_images):
@@ -204,6 +207,11 @@ def _simulate_patient(task: _Task, patient: int, study_sizes: list[int]) -> Iter
                 "impression": write_report(cases, rng),
                 "labels": labels[number].astype(int).tolist(),
             }
+
+
+def _scattered(first: int, number: int) -> int:
+    """An id from the ten million after `first`; different numbers below ten million give different ids."""
+    return first + (number * 6_180_339 + 32) % 10_000_000
 
 
 def _varied(case: Case, rng: np.random.Generator) -> Case:

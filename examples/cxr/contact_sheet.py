@@ -28,15 +28,14 @@ def contact_sheet(root: Path, path: Path, *, per_label: int = 6) -> Path:
     labels = [name for name in LABELS if name in table]
     if not labels:
         raise ValueError(f"root must hold labels of CXR-LT 2024, but {root}/train_labeled.csv has none of them")
-    others = table[labels].sum(axis=1)
+    table = table.assign(n_labels=table[labels].sum(axis=1)).sort_values("n_labels", kind="stable")
     rows = -(-len(labels) // COLUMNS)
     sheet = Image.new("L", (COLUMNS * (per_label * TILE + 8), rows * (TILE + HEADER)), 30)
     pen = ImageDraw.Draw(sheet)
     for i, name in enumerate(labels):
         x, y = (i % COLUMNS) * (per_label * TILE + 8), (i // COLUMNS) * (TILE + HEADER)
         pen.text((x + 2, y + 1), f"{name} ({table[name].sum()})", 255)
-        shown = table[table[name] == 1].assign(others=others).sort_values("others", kind="stable")
-        shown = shown.drop_duplicates("subject_id").head(per_label)
+        shown = table[table[name] == 1].drop_duplicates("subject_id").head(per_label)
         for j, fpath in enumerate(shown["fpath"]):
             with Image.open(Path(root) / fpath) as image:
                 sheet.paste(image.convert("L").resize((TILE, TILE)), (x + j * TILE, y + HEADER))

@@ -39,7 +39,13 @@ def _central_line(chest: Chest, pen: Drawing, rng: np.random.Generator) -> None:
     if rng.random() < 0.5:  # through the neck, or from the arm under the clavicle
         path = [(side * 0.16, -1.2), (side * 0.12, a.top), (-0.1, a.arch() - 0.2), tip]
     else:
-        path = [(side * 1.1, a.top + 0.4), (side * 0.6, a.clavicle), (0.05 * side, a.clavicle + 0.02), (-0.1, a.arch()), tip]
+        path = [
+            (side * 1.1, a.top + 0.4),
+            (side * 0.6, a.clavicle),
+            (0.05 * side, a.clavicle + 0.02),
+            (-0.1, a.arch()),
+            tip,
+        ]
     pen.line(smooth_path(path), 0.013, 0.75)
 
 
@@ -51,7 +57,10 @@ def _pacemaker(chest: Chest, pen: Drawing, rng: np.random.Generator) -> None:
     pen.polygon(np.stack([u + 0.085 * np.cos(turn), v + 0.075 * np.sin(turn)], axis=1))
     for depth in rng.uniform(0.1, 0.75, rng.integers(1, 4)):
         end = (a.shift + depth * a.heart * 1.2, a.base - rng.uniform(0.02, 0.2))
-        pen.line(smooth_path([(u, v), (side * 0.3, a.clavicle), (-0.12, a.arch() - 0.15), (-0.16, a.base - 0.15), end]), 0.013)
+        pen.line(
+            smooth_path([(u, v), (side * 0.3, a.clavicle), (-0.12, a.arch() - 0.15), (-0.16, a.base - 0.15), end]),
+            0.013,
+        )
 
 
 def _chest_tube(chest: Chest, pen: Drawing, rng: np.random.Generator) -> None:
@@ -59,7 +68,11 @@ def _chest_tube(chest: Chest, pen: Drawing, rng: np.random.Generator) -> None:
     side = int(rng.choice([RIGHT, LEFT]))
     tip = tuple(a.lung_point(side, rng.uniform(0.05, 0.4), rng.uniform(0.3, 0.7)))
     entry = a.lung_point(side, rng.uniform(0.65, 0.9), 1.0)
-    pen.line(smooth_path([(entry[0] + 0.3 * side, entry[1] + 0.15), tuple(entry), (side * 0.4, entry[1] - 0.2), tip]), 0.026, 0.7)
+    pen.line(
+        smooth_path([(entry[0] + 0.3 * side, entry[1] + 0.15), tuple(entry), (side * 0.4, entry[1] - 0.2), tip]),
+        0.026,
+        0.7,
+    )
 
 
 def _sternotomy(chest: Chest, pen: Drawing, rng: np.random.Generator) -> None:
@@ -81,7 +94,9 @@ def _electrodes(chest: Chest, pen: Drawing, rng: np.random.Generator) -> None:
             u, v = a.lung_point(side, height, rng.uniform(0.5, 1.1))
             turn = np.linspace(0, 2 * np.pi, 10)
             pen.polygon(np.stack([u + 0.026 * np.cos(turn), v + 0.026 * np.sin(turn)], axis=1), 0.9)
-            pen.line(smooth_path([(u, v), (u - 0.2 * side, v + 0.3), (u + 0.1 * side, 0.6), (0.5 * side, 1.4)]), 0.01, 0.55)
+            pen.line(
+                smooth_path([(u, v), (u - 0.2 * side, v + 0.3), (u + 0.1 * side, 0.6), (0.5 * side, 1.4)]), 0.01, 0.55
+            )
 
 
 # name in reports → (how to draw it, how common it is)

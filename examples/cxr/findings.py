@@ -51,7 +51,8 @@ SIDEDNESS: dict[str, tuple[float, float, float]] = {
     "Mass": (0.5, 0.5, 0.0), "Nodule": (0.5, 0.5, 0.0), "Pleural Effusion": (0.3, 0.3, 0.4),
     "Pleural Other": (0.3, 0.3, 0.4), "Pleural Thickening": (0.4, 0.4, 0.2), "Pneumonia": (0.45, 0.4, 0.15),
     "Pneumothorax": (0.5, 0.5, 0.0), "Pulmonary Embolism": (0.5, 0.5, 0.0), "Rib Fracture": (0.5, 0.5, 0.0),
-    "Round(ed) Atelectasis": (0.5, 0.5, 0.0), "Subcutaneous Emphysema": (0.35, 0.35, 0.3), "Tuberculosis": (0.4, 0.3, 0.3),
+    "Round(ed) Atelectasis": (0.5, 0.5, 0.0), "Subcutaneous Emphysema": (0.35, 0.35, 0.3),
+    "Tuberculosis": (0.4, 0.3, 0.3),
 }  # fmt: skip
 
 
@@ -158,7 +159,15 @@ def _place(chest: Chest, side: int, rng: Rng, heights: tuple[float, float], dept
 
 
 def _patch(
-    chest: Chest, centre: ArrayLike, radius: float, rng: Rng, *, soft: float, rough: float, mottle: float, grain: float = 0.1
+    chest: Chest,
+    centre: ArrayLike,
+    radius: float,
+    rng: Rng,
+    *,
+    soft: float,
+    rough: float,
+    mottle: float,
+    grain: float = 0.1,
 ) -> Floats:
     """An ill-defined blob: `mottle` is how uneven it is."""
     radii = (radius * rng.uniform(0.8, 1.1), radius * rng.uniform(0.9, 1.3))
@@ -200,7 +209,7 @@ def _adenopathy(chest: Chest, case: Case, rng: Rng) -> None:
     a, size = chest.anatomy, 0.05 + 0.05 * case.severity
     nodes = [np.array([-0.12 + a.shift, a.arch() - 0.06])]
     for side in case.sides():
-        nodes += [a.hilum_point(side) + [side * du, dv] for du, dv in ((0.03, -0.06), (0.05, 0.03), (0.02, 0.1))]
+        nodes += [a.hilum_point(side, du, dv) for du, dv in ((0.03, -0.06), (0.05, 0.03), (0.02, 0.1))]
     for centre in nodes:
         field = chest.ellipse(centre + rng.normal(0, 0.01, 2), (size, 1.15 * size), soft=0.3)
         _solid(chest, field, 0.9)
@@ -249,7 +258,7 @@ def _consolidation(chest: Chest, case: Case, rng: Rng) -> None:
 def _edema(chest: Chest, case: Case, rng: Rng) -> None:
     a, pen = chest.anatomy, Drawing(chest)
     for side in SIDES:
-        wing = chest.ellipse(a.hilum_point(side) + [0.1 * side, 0.04], (0.3, 0.38), soft=1.1)
+        wing = chest.ellipse(a.hilum_point(side, 0.1, 0.04), (0.3, 0.38), soft=1.1)
         chest.opacify(wing * (0.55 + 0.9 * (chest.cloud(0.07, rng) - 0.1)).clip(0, 1), 0.25 + 0.5 * case.severity)
         for height in np.linspace(0.6, 0.97, 6):  # Kerley B lines
             pen.line(a.lung_point(side, height + rng.normal(0, 0.01), np.array([0.84, 0.98])), 0.008)
@@ -277,7 +286,10 @@ def _fissure(chest: Chest, case: Case, rng: Rng) -> None:
     pen = Drawing(chest)
     height, sag = rng.uniform(0.46, 0.56), rng.normal(0.0, 0.03)
     q = np.linspace(0, 1, 10)
-    pen.line(chest.anatomy.lung_point(RIGHT, height + sag * np.sin(np.pi * q) + 0.03 * q, 0.12 + 0.88 * q), 0.014 + 0.022 * case.severity)
+    pen.line(
+        chest.anatomy.lung_point(RIGHT, height + sag * np.sin(np.pi * q) + 0.03 * q, 0.12 + 0.88 * q),
+        0.014 + 0.022 * case.severity,
+    )
     _solid(chest, pen.field(0.004), 0.6 + 0.4 * case.severity)
 
 
@@ -289,7 +301,7 @@ def _fracture(chest: Chest, case: Case, rng: Rng) -> None:
     zigzag = centre + np.linspace(-1, 1, 6)[:, None] * across + rng.normal(0, 0.014, (6, 2))
     gap, edge = Drawing(chest), Drawing(chest)
     gap.line(zigzag, 0.026 + 0.016 * case.severity)
-    edge.line(zigzag + [0.0, -0.035], 0.024)
+    edge.line(zigzag - np.array([0.0, 0.035]), 0.024)
     chest.density += (0.35 + 0.3 * case.severity) * (edge.field(0.004) - gap.field(0.004)) * chest.body
 
 
@@ -405,7 +417,9 @@ def _pleural_effusion(chest: Chest, case: Case, rng: Rng) -> None:
     for side in case.sides():
         height = (0.05 + 0.42 * case.severity**1.5) * rng.uniform(0.6, 1.0)
         meniscus = chest.anatomy.base - height * (0.35 + 0.9 * np.clip(chest.depth / chest.outer.clip(0.1), 0, 1) ** 3)
-        field = ramp(np.maximum(chest.v - meniscus, 0.06 + 0.3 * height - chest.above - 0.4 * (chest.outer - chest.depth)), 0.06)
+        field = ramp(
+            np.maximum(chest.v - meniscus, 0.06 + 0.3 * height - chest.above - 0.4 * (chest.outer - chest.depth)), 0.06
+        )
         _solid(chest, field * chest.half(side), 0.95)
 
 
@@ -415,7 +429,9 @@ def _pleural_other(chest: Chest, case: Case, rng: Rng) -> None:
     for side in case.sides():
         for _ in range(2 + round(2 * case.severity)):
             on_wall = rng.random() < 0.6
-            centre = a.lung_point(side, rng.uniform(0.4, 0.85) if on_wall else 0.98, 0.93 if on_wall else rng.uniform(0.3, 0.8))
+            centre = a.lung_point(
+                side, rng.uniform(0.4, 0.85) if on_wall else 0.98, 0.93 if on_wall else rng.uniform(0.3, 0.8)
+            )
             radii = (0.028, 0.08) if on_wall else (0.09, 0.022)
             plaque = chest.ellipse(centre, radii, soft=0.4, rough=0.5, rng=rng)
             chest.density += (0.45 + 0.55 * case.severity) * plaque
@@ -442,7 +458,9 @@ def _pneumomediastinum(chest: Chest, case: Case, rng: Rng) -> None:
     for side in SIDES:
         for offset in (0.05, 0.085, 0.12):
             u = side * (offset + rng.uniform(-0.012, 0.012))
-            pen.line(smooth_path([(u * 1.3, -1.3), (u * 1.2, chest.anatomy.top - 0.1), (u, chest.anatomy.arch())]), 0.02)
+            pen.line(
+                smooth_path([(u * 1.3, -1.3), (u * 1.2, chest.anatomy.top - 0.1), (u, chest.anatomy.arch())]), 0.02
+            )
     chest.density += (0.4 + 0.5 * case.severity) * (0.55 * line - 1.1 * gas - 0.6 * pen.field(0.004)) * chest.body
 
 
@@ -477,7 +495,7 @@ def _pulmonary_embolism(chest: Chest, case: Case, rng: Rng) -> None:
     region = chest.ellipse(centre, (0.26, 0.3), soft=0.5)
     chest.markings *= 1 - region
     chest.aeration += (0.08 + 0.16 * case.severity) * region
-    artery = chest.ellipse(a.hilum_point(case.side) + [0.04 * case.side, 0.02], (0.06, 0.11), angle=0.5 * case.side, soft=0.3)
+    artery = chest.ellipse(a.hilum_point(case.side, 0.04, 0.02), (0.06, 0.11), angle=0.5 * case.side, soft=0.3)
     _solid(chest, artery, 0.5 + 0.4 * case.severity)
 
 
@@ -486,7 +504,7 @@ def _rib_fracture(chest: Chest, case: Case, rng: Rng) -> None:
     ribs = posterior_ribs(chest.anatomy, case.side)
     for side, rib, where, step in chest.anatomy.rib_breaks:
         if side == case.side:
-            centre = ribs[rib, break_index(where)] + [0.0, 0.5 * step]
+            centre = ribs[rib, break_index(where)] + np.array([0.0, 0.5 * step])
             chest.density += (0.15 + 0.3 * case.severity) * chest.ellipse(centre, (0.032, 0.045), soft=0.6) * chest.body
             chest.opacify(chest.ellipse(centre, (0.12, 0.12), soft=1.2), 0.1 + 0.15 * case.severity)
 
@@ -497,8 +515,11 @@ def _rounded_atelectasis(chest: Chest, case: Case, rng: Rng) -> None:
     centre = np.asarray(a.lung_point(side, rng.uniform(0.65, 0.85), 0.8))
     tail = Drawing(chest)
     for spread in (-1.0, 0.0, 1.0):  # vessels sweep into the mass like a comet's tail
-        swing = centre + [-side * 0.16, -0.12 + 0.1 * spread]
-        tail.line(smooth_path([tuple(a.hilum_point(side)), tuple(swing), tuple(centre + [0, 0.7 * radius * spread])]), 0.016)
+        swing = centre + np.array([-side * 0.16, -0.12 + 0.1 * spread])
+        tail.line(
+            smooth_path([tuple(a.hilum_point(side)), tuple(swing), (centre[0], centre[1] + 0.7 * radius * spread)]),
+            0.016,
+        )
     _solid(chest, chest.ellipse(centre, (radius, 0.9 * radius), soft=0.2), 0.8 + 0.2 * case.severity)
     _solid(chest, 0.7 * tail.field(0.004), 0.7)
     near = ramp(0.2 - np.abs(chest.v - np.float32(centre[1])), 0.1)
@@ -510,7 +531,11 @@ def _subcutaneous_emphysema(chest: Chest, case: Case, rng: Rng) -> None:
     for side in case.sides():
         for drop in np.linspace(0.25, 0.75, 9):  # gas between the fibres of the pectoral muscle
             start = (side * 0.86, a.top + 0.22 + 0.1 * drop)
-            pen.line(smooth_path([start, (side * 0.6, a.top + 0.25 + 0.3 * drop), (side * 0.3, a.top + drop)]), 0.016, rng.uniform(0.3, 1))
+            pen.line(
+                smooth_path([start, (side * 0.6, a.top + 0.25 + 0.3 * drop), (side * 0.3, a.top + drop)]),
+                0.016,
+                rng.uniform(0.3, 1),
+            )
     bubbles = 0.6 * ramp(chest.cloud(0.03, rng) - 0.65, 0.5) * ramp(chest.depth - chest.outer - 0.03, 0.04)
     wanted = np.logical_or.reduce([chest.half(side) for side in case.sides()])
     chest.density -= (0.3 + 0.5 * case.severity) * np.maximum(0.45 * pen.field(0.003), bubbles) * wanted * chest.body

@@ -174,7 +174,7 @@ class LabelModel:
 
 
 def sample_position(has_devices: bool, rng: np.random.Generator) -> str:
-    """ "AP" or "PA": patients with devices are more often imaged in bed."""
+    """Draw AP or PA: patients with devices are more often imaged in bed."""
     devices = COUNTS["Support Devices"] / ROWS
     ap = AP_IF_DEVICES if has_devices else (AP - devices * AP_IF_DEVICES) / (1 - devices)
     return "AP" if rng.random() < ap else "PA"

@@ -43,7 +43,7 @@ class Drawing:
         """Polylines (m, n, 2) of one width (body units) and one value in 0..1."""
         thickness = width * self.chest.scale * 2
         fill = round(255 * value * min(1.0, thickness / 2))
-        joint = "curve" if thickness > 6 else None
+        joint = "curve" if thickness > 12 else None
         for path in self.chest.to_pixels(points).reshape(len(points), -1).tolist():
             self.pen.line(path, fill=fill, width=max(2, round(thickness)), joint=joint)
 
@@ -81,6 +81,8 @@ class Chest:
         axis = (np.arange(self.size, dtype=np.float32) + 0.5) * np.float32(2 / self.size) - 1
         x, y = axis[None, :] - np.float32(view.x), axis[:, None] - np.float32(view.y)
         cos, sin = np.float32(np.cos(view.roll) / view.zoom), np.float32(np.sin(view.roll) / view.zoom)
+        self.turn = np.array([[cos, sin], [-sin, cos]]) * view.zoom**2 * self.size  # to the drawing grid
+        self.origin = (np.array([view.x, view.y]) + 1) * self.size
         self.v: Floats = cos * y - sin * x
         self.u: Floats = cos * x + sin * y - self.profile(anatomy.midline, self.v)
         self.depth: Floats = np.abs(self.u)
@@ -89,8 +91,9 @@ class Chest:
         self.above = domes[0] + (domes[1] - domes[0]) * ramp(self.u, 0.25) - self.v
         self.outer = self.profile(anatomy.outer, self.v)
         medial = ramp(self.depth - self.profile(anatomy.inner, self.v), 0.07)
-        lateral = ramp(np.minimum(self.outer - self.depth, self.v - anatomy.top), 0.035)
-        self.lung: Floats = medial * lateral * ramp(self.above, 0.03)
+        rim = np.minimum(self.outer - self.depth, self.v - anatomy.top)
+        thickness = 0.55 * ramp(rim, 0.035) + 0.45 * ramp(rim - 0.05, 0.18)  # the lungs thin out towards their rim
+        self.lung: Floats = medial * thickness * ramp(self.above, 0.035)
         self.aeration: Floats = np.float32(anatomy.gas) * (1 - anatomy.crowding * ramp(0.3 - self.above, 0.7))
         self.markings: Floats = np.ones_like(self.u)
         self.density: Floats = self._soft_tissue()
@@ -114,18 +117,20 @@ class Chest:
 
     def to_pixels(self, points: ArrayLike) -> NDArray[np.floating]:
         """Pixels of the drawing grid at body points (..., 2), whose u is measured from the body's axis."""
-        u, v = np.moveaxis(np.asarray(points, dtype=float), -1, 0)
-        view = self.view
-        cos, sin = np.cos(view.roll) * view.zoom, np.sin(view.roll) * view.zoom
-        x, y = cos * u - sin * v + view.x, sin * u + cos * v + view.y
-        return (np.stack([x, y], axis=-1) + 1) * self.size
+        return np.asarray(points) @ self.turn + self.origin
 
     # --- fields ------------------------------------------------------------------------------------------------------
 
     def ellipse(
-        self, centre: ArrayLike, radii: tuple[float, float], *, angle: float = 0.0, soft: float = 0.3, rough: float = 0.0,
+        self,
+        centre: ArrayLike,
+        radii: tuple[float, float],
+        *,
+        angle: float = 0.0,
+        soft: float = 0.3,
+        rough: float = 0.0,
         rng: np.random.Generator | None = None,
-    ) -> Floats:  # fmt: skip
+    ) -> Floats:
         """A blob, 1 inside and 0 outside; `soft` is the relative width of its edge, `rough` makes it ragged."""
         u0, v0 = np.asarray(centre, dtype=float)
         du, dv = self.u - np.float32(u0 - self.anatomy.midline(v0)), self.v - np.float32(v0)
@@ -151,17 +156,20 @@ class Chest:
         a = self.anatomy
         neck = 0.2 + 0.05 * a.fat
         shoulder = self.profile(
-            lambda d: a.top - 0.17 + 0.27 * np.clip((d - neck) / 0.75, 0, 1.2) ** 1.3 + 3 * np.clip(d - 1.02, 0, 1) ** 2, self.depth
+            lambda d: (
+                a.top - 0.17 + 0.27 * np.clip((d - neck) / 0.75, 0, 1.2) ** 1.3 + 3 * np.clip(d - 1.02, 0, 1) ** 2
+            ),
+            self.depth,
         )
-        torso = a.width + 0.14 + 0.3 * a.fat
+        torso = a.width + 0.17 + 0.3 * a.fat
         flank = self.profile(lambda v: torso + 0.3 * (1 - np.tanh((v + 0.1) / 0.3)), self.v)
-        self.body: Floats = ramp(np.maximum(self.v - shoulder, 0.8 * (neck - self.depth)), 0.05) * ramp(
+        self.body: Floats = ramp(np.maximum(self.v - shoulder, 0.8 * (neck - self.depth)), 0.09) * ramp(
             flank - self.depth, 0.06
         )
-        roundness = np.sqrt(np.clip(1.15 - (self.depth / flank) ** 2, 0.05, 1))
-        tissue = (0.72 + 0.45 * a.fat) * roundness + 0.25
+        roundness = np.sqrt(np.clip(1.1 - (self.depth / flank) ** 2, 0.1, 1))
+        tissue = (0.82 + 0.45 * a.fat) * roundness + 0.15
         fading = 0.05 + 1.2 * np.clip(self.depth - self.outer + 0.04, 0, None)  # the diaphragm's edge ends at the ribs
-        tissue += (0.55 + 0.35 * a.fat) * ramp(-self.above / fading, 1.0)
+        tissue += (0.7 + 0.35 * a.fat) * ramp(-self.above / fading, 1.0)
         tissue *= self.body
         if a.breast:
             for side in SIDES:
@@ -173,7 +181,9 @@ class Chest:
             tissue -= 0.9 * bubble * ramp(-self.above - 0.03, 0.03)
         if a.bowel:
             rng = np.random.default_rng(a.seed)
-            tissue -= 1.2 * a.bowel * ramp(-self.above - 0.15, 0.15) * self.body * ramp(self.cloud(0.16, rng) - 0.85, 0.5)
+            tissue -= (
+                1.2 * a.bowel * ramp(-self.above - 0.15, 0.15) * self.body * ramp(self.cloud(0.16, rng) - 0.85, 0.5)
+            )
         return tissue
 
     def _heart_and_vessels(self) -> Floats:
@@ -197,12 +207,15 @@ class Chest:
         self.mediastinum: Floats = np.maximum(
             np.maximum(column, knob), np.maximum(np.maximum(heart, atrium), 0.95 * trunk)
         )
-        density = self.mediastinum * (0.16 + (0.68 + 0.1 * a.fat) * self.lung)
+        density = self.mediastinum * (0.16 + (0.7 + 0.1 * a.fat) * self.lung)
+        density *= 0.9 + 0.35 * ramp(self.v - np.float32(arch + 0.25), 0.7)
         aorta = np.float32(0.06 + 0.7 * a.tortuosity) * ramp(
             0.035 - np.abs(self.u - np.float32(0.085) - 0.9 * belly), 0.03
         )
         density += aorta * ramp(self.v - np.float32(arch), 0.1)
-        trachea = ramp(0.032 - np.abs(self.u - np.float32(0.6 * off)), 0.025) * ramp(np.float32(arch + 0.06) - self.v, 0.1)
+        trachea = ramp(0.032 - np.abs(self.u - np.float32(0.6 * off)), 0.025) * ramp(
+            np.float32(arch + 0.06) - self.v, 0.1
+        )
         density -= 0.3 * trachea
         for side in SIDES:
             hilum = self.ellipse(a.hilum_point(side), (0.06 * a.hilum, 0.1 * a.hilum), soft=0.9)
@@ -226,7 +239,10 @@ class Chest:
         for side in SIDES:
             for points in clavicle(a, side):
                 girdle.line(points, 0.066, 1.0)
-            blade = np.array([[0.74, 0.12], [0.62, 0.28], [0.66, 0.75], [0.8, 0.4], [0.9, 0.22]]) * [side, 1] + [0, a.top]
+            blade = np.array([[0.74, 0.12], [0.62, 0.28], [0.66, 0.75], [0.8, 0.4], [0.9, 0.22]]) * [side, 1] + [
+                0,
+                a.top,
+            ]
             girdle.polygon(blade, 0.22)
             turn = np.linspace(0, 2 * np.pi, 14)
             girdle.polygon(np.stack([side * (0.93 + 0.1 * np.cos(turn)), a.top + 0.22 + 0.11 * np.sin(turn)], 1), 0.45)
@@ -245,8 +261,9 @@ class Chest:
             bend = rng.normal(0, 0.06, (n, 1)) * np.sin(np.pi * along)
             height = 0.54 + np.sin(angle)[:, None] * reach[:, None] * along + bend
             depth = 0.1 + np.cos(angle)[:, None] * reach[:, None] * along - 0.5 * bend
-            twigs_h = height[:, 2:4, None] + np.linspace(0, 0.2, 3) * np.sin(angle[:, None, None] + rng.normal(0, 0.8, (n, 2, 1)))
-            twigs_d = depth[:, 2:4, None] + np.linspace(0, 0.3, 3) * np.cos(angle[:, None, None] + rng.normal(0, 0.6, (n, 2, 1)))
+            turn = angle[:, None, None] + rng.normal(0, 0.7, (n, 2, 1))
+            twigs_h = height[:, 2:4, None] + np.linspace(0, 0.2, 3) * np.sin(turn)
+            twigs_d = depth[:, 2:4, None] + np.linspace(0, 0.3, 3) * np.cos(turn)
             tree.lines(a.lung_point(side, twigs_h, twigs_d).reshape(-1, 3, 2), 0.009, 0.55 * (1 - 0.7 * a.pruning))
             tree.lines(a.lung_point(side, height[:, 2:], depth[:, 2:]), 0.013, 0.7 * (1 - 0.5 * a.pruning))
             tree.lines(a.lung_point(side, height[:, :3], depth[:, :3]), 0.024 * a.hilum)
@@ -275,14 +292,15 @@ class Chest:
         grey[:top], grey[n - bottom :], grey[:, :left], grey[:, n - right :] = 0, 0, 0, 0
         return np.clip(grey, 0, 255).astype(np.uint8)
 
-
     def _marker(self, grey: NDArray[np.floating]) -> None:
         """The lead letter beside one shoulder."""
         if self.view.marker:
             n = len(grey)
             letter = Image.new("L", (n, n))
             place = (n * (0.5 + 0.43 * self.view.marker), n * 0.1)
-            ImageDraw.Draw(letter).text(place, "L" if self.view.marker == LEFT else "R", 255, font_size=max(5, 0.06 * n))
+            ImageDraw.Draw(letter).text(
+                place, "L" if self.view.marker == LEFT else "R", 255, font_size=max(5, 0.06 * n)
+            )
             np.maximum(grey, np.asarray(letter), out=grey)
 
 
@@ -315,7 +333,7 @@ def clavicle(a: Anatomy, side: int) -> list[NDArray[np.floating]]:
     step = a.clavicle_break.get(side)
     if step is None:
         return [points]
-    outer = points[5:] + [-0.02 * side, abs(step)]
+    outer = points[5:] + np.array([-0.02 * side, abs(step)])
     return [points[:5] - [0, 0.5 * abs(step)], outer]
 
 
@@ -324,7 +342,9 @@ def break_index(where: float) -> int:
     return int(np.clip(round(where * 13), 2, 10))
 
 
-def broken(ribs: NDArray[np.floating], side: int, breaks: list[tuple[int, int, float, float]]) -> list[NDArray[np.floating]]:
+def broken(
+    ribs: NDArray[np.floating], side: int, breaks: list[tuple[int, int, float, float]]
+) -> list[NDArray[np.floating]]:
     """Ribs as pieces: at each break the outer piece is displaced and a gap opens."""
     pieces = list(ribs)
     for at, rib, where, step in breaks:

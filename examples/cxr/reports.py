@@ -10,20 +10,32 @@ import numpy as np
 
 from cxr.anatomy import SIDE_NAMES
 from cxr.devices import choose_devices
-from cxr.findings import Case, SIDEDNESS
+from cxr.findings import SIDEDNESS, Case
 
 # Ways to name a finding. {s} becomes its severity and {side} its side, with a trailing blank.
 WORDING: dict[str, tuple[str, ...]] = {
     "Adenopathy": ("{side}hilar adenopathy", "enlarged {side}hilar lymph nodes", "mediastinal lymphadenopathy"),
-    "Atelectasis": ("{s}{side}basilar atelectasis", "{side}plate-like atelectasis", "{s}{side}subsegmental atelectasis"),
+    "Atelectasis": (
+        "{s}{side}basilar atelectasis",
+        "{side}plate-like atelectasis",
+        "{s}{side}subsegmental atelectasis",
+    ),
     "Azygos Lobe": ("azygos lobe", "incidental azygos fissure", "azygos lobe, a normal variant"),
     "Calcification of the Aorta": ("calcification of the aorta", "calcified aortic arch", "aortic knob calcification"),
-    "Cardiomegaly": ("{s}cardiomegaly", "{s}enlargement of the cardiac silhouette", "the heart is {s}enlarged"),
-    "Clavicle Fracture": ("{side}clavicle fracture", "displaced fracture of the {side}clavicle", "{side}clavicular fracture"),
+    "Cardiomegaly": ("{s}cardiomegaly", "{s}enlargement of the cardiac silhouette", "{s}enlarged heart"),
+    "Clavicle Fracture": (
+        "{side}clavicle fracture",
+        "displaced fracture of the {side}clavicle",
+        "{side}clavicular fracture",
+    ),
     "Consolidation": ("{s}{side}consolidation", "dense {side}airspace consolidation", "{side}lung consolidation"),
     "Edema": ("{s}pulmonary edema", "{s}interstitial edema", "{s}vascular congestion and edema"),
     "Emphysema": ("{s}emphysema", "hyperinflated lungs with emphysema", "emphysematous changes"),
-    "Enlarged Cardiomediastinum": ("enlarged cardiomediastinum", "widening of the mediastinum", "{s}widened cardiomediastinal contour"),
+    "Enlarged Cardiomediastinum": (
+        "enlarged cardiomediastinum",
+        "widening of the mediastinum",
+        "{s}widened cardiomediastinal contour",
+    ),
     "Fibrosis": ("{s}pulmonary fibrosis", "reticular opacities of fibrosis", "{s}fibrotic changes at the bases"),
     "Fissure": ("fluid in the fissure", "thickened minor fissure", "{s}fissural thickening"),
     "Fracture": ("{side}shoulder fracture", "{side}proximal humeral fracture", "{side}sided fracture"),
@@ -38,22 +50,46 @@ WORDING: dict[str, tuple[str, ...]] = {
     "Lung Opacity": ("{s}{side}lung opacity", "hazy {side}opacity", "{s}{side}opacification"),
     "Mass": ("{side}lung mass", "large {side}mass", "{side}mass, concerning for malignancy"),
     "Nodule": ("{side}lung nodule", "{side}pulmonary nodule", "nodular opacity in the {side}lung"),
-    "Pleural Effusion": ("{s}{side}pleural effusion", "{side}effusion", "blunting of the {side}costophrenic angle, effusion"),
+    "Pleural Effusion": (
+        "{s}{side}pleural effusion",
+        "{side}effusion",
+        "blunting of the {side}costophrenic angle, effusion",
+    ),
     "Pleural Other": ("{side}calcified pleural plaques", "{side}pleural plaques", "{side}pleural calcification"),
     "Pleural Thickening": ("{s}{side}pleural thickening", "{side}apical pleural thickening", "thickened {side}pleura"),
     "Pneumomediastinum": ("{s}pneumomediastinum", "mediastinal air", "air along the mediastinum, pneumomediastinum"),
     "Pneumonia": ("{side}pneumonia", "{side}opacity concerning for pneumonia", "{s}{side}multifocal pneumonia"),
     "Pneumoperitoneum": ("pneumoperitoneum", "free air under the diaphragm", "free intraperitoneal air"),
-    "Pneumothorax": ("{s}{side}pneumothorax", "{side}apical pneumothorax", "{s}{side}pneumothorax with a visible pleural line"),
+    "Pneumothorax": (
+        "{s}{side}pneumothorax",
+        "{side}apical pneumothorax",
+        "{s}{side}pneumothorax with a visible pleural line",
+    ),
     "Pulmonary Embolism": ("{side}oligemia, suspicious for pulmonary embolism", "{side}pulmonary embolism"),
-    "Pulmonary Hypertension": ("pulmonary hypertension", "enlarged pulmonary arteries", "{s}pulmonary arterial hypertension"),
+    "Pulmonary Hypertension": (
+        "pulmonary hypertension",
+        "enlarged pulmonary arteries",
+        "{s}pulmonary arterial hypertension",
+    ),
     "Rib Fracture": ("{side}rib fracture", "{side}rib fractures", "displaced {side}sided rib fractures"),
     "Round(ed) Atelectasis": ("{side}rounded atelectasis", "{side}round atelectasis with a comet tail"),
     "Subcutaneous Emphysema": ("{s}{side}subcutaneous emphysema", "{side}chest wall subcutaneous air"),
     "Tortuous Aorta": ("tortuous aorta", "{s}tortuosity of the aorta", "unfolded, tortuous thoracic aorta"),
-    "Tuberculosis": ("{side}upper lobe tuberculosis", "{side}cavitary opacities, tuberculosis", "findings of tuberculosis"),
-}  # fmt: skip
-FRAMES = ("{}.", "there is {}.", "{} is present.", "findings consistent with {}.", "{} again noted.", "new {}.", "stable {}.")
+    "Tuberculosis": (
+        "{side}upper lobe tuberculosis",
+        "{side}cavitary opacities, tuberculosis",
+        "findings of tuberculosis",
+    ),
+}
+FRAMES = (
+    "{}.",
+    "there is {}.",
+    "{} is present.",
+    "findings consistent with {}.",
+    "{} again noted.",
+    "new {}.",
+    "stable {}.",
+)
 DENIALS = ("no {}.", "no evidence of {}.", "there is no {}.", "negative for {}.", "without {}.")
 NORMAL = (
     "no acute cardiopulmonary process.",
@@ -77,9 +113,13 @@ NOISE = (
 MENTIONED, RULED_OUT_RATE, NOISE_RATE = 0.85, 0.2, 0.3
 
 
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
 def describe(case: Case, rng: np.random.Generator) -> str:
     """Words for one finding, such as "small left pleural effusion"."""
-    words = str(rng.choice(WORDING[case.name]))
+    words = _pick(WORDING[case.name], rng)
     severity = ("mild ", "moderate ", "severe ")[min(2, int(3 * case.severity))] if rng.random() < 0.6 else ""
     side = ""
     if case.name in SIDEDNESS and rng.random() < 0.8:
@@ -91,18 +131,21 @@ def write_report(cases: list[Case], rng: np.random.Generator) -> str:
     """The impression of a study with these findings."""
 
     def fill(frames: tuple[str, ...], text: str) -> str:
-        return str(rng.choice(frames)).format(text)
+        return _pick(frames, rng).format(text)
 
     names = {case.name for case in cases}
-    sentences = [str(rng.choice(NORMAL))] if "Normal" in names else []
+    sentences = [_pick(NORMAL, rng)] if "Normal" in names else []
     for case in cases:
         if case.name == "Support Devices":
             devices = choose_devices(np.random.default_rng([case.seed, 1]))
             sentences += [fill(DEVICE_FRAMES, name) for name in devices if rng.random() < MENTIONED]
         elif case.name != "Normal" and rng.random() < MENTIONED:
             sentences.append(fill(FRAMES, describe(case, rng)))
-    sentences += [fill(DENIALS, n.lower()) for n in RULED_OUT if n not in names and rng.random() < RULED_OUT_RATE]
+    told = " ".join(names).lower()  # "hydropneumothorax" forbids "no pneumothorax"
+    sentences += [
+        fill(DENIALS, name.lower()) for name in RULED_OUT if name.lower() not in told and rng.random() < RULED_OUT_RATE
+    ]
     if rng.random() < NOISE_RATE:
-        sentences.append(str(rng.choice(NOISE)))
+        sentences.append(_pick(NOISE, rng))
     order = rng.permutation(len(sentences))
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in (sentences[i] for i in order))
