@@ -1,9 +1,11 @@
 """Robust Student-t mixtures for embeddings."""
 
+from tmixture.distributions import MultivariateStudentT
 from tmixture.mixture import StudentTMixture
+from tmixture.selection import select_components
 from tmixture.statistics import SufficientStatistics
 from tmixture.streaming import PowerDecay
 
 __version__ = "0.1.0"
 
-__all__ = ["PowerDecay", "StudentTMixture", "SufficientStatistics"]
+__all__ = ["MultivariateStudentT", "PowerDecay", "StudentTMixture", "SufficientStatistics", "select_components"]

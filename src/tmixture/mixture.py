@@ -40,8 +40,8 @@ class StudentTMixture(nn.Module):
     """A mixture of K multivariate Student-t distributions, fitted by EM.
 
     The density is Σ_k π_k·T(x; μ_k, Σ_k, ν_k) (Peel & McLachlan 2000; Eqs. 1 and 2 of the CXR-CML paper). The heavy
-    tails make the fit robust: a point far from every mean gets a small outlier weight u = (ν+d)/(ν+δ) and hardly moves the
-    parameters. ν = ∞ is exactly the Gaussian mixture.
+    tails make the fit robust: a point far from every mean gets a small outlier weight u = (ν+d)/(ν+δ) and hardly moves
+    the parameters. ν = ∞ is exactly the Gaussian mixture.
 
     Parameters live in buffers, so `.to()`, `state_dict` and being part of another network work as for `BatchNorm`.
     Input of any floating or integer dtype is accepted by all methods; what is computed is at least float32, whatever
@@ -191,15 +191,15 @@ class StudentTMixture(nn.Module):
             try:
                 for _ in range(self.n_init):
                     start = self._start(sample, given, rules, variance, generator)
-                    fit = em.Fit()
-                    fits = [*fits[-1:], fit]
-                    self._run(fit, chunks, start, rules, generator)
+                    fits = [*fits, em.Fit()]
+                    self._run(fits[-1], chunks, start, rules, generator)
                     fits = [max(fits, key=lambda fit: fit.history[-1])]
-            finally:
-                # Also after Ctrl-C: the better of the last two, of which one may have been cut short.
-                finished = [fit for fit in fits if fit.last is not None]
-                if finished:
-                    self._conclude(max(finished, key=lambda fit: fit.history[-1]), rules)
+            except KeyboardInterrupt:
+                begun = [fit for fit in fits if fit.last is not None]
+                if begun:
+                    self._conclude(max(begun, key=lambda fit: fit.history[-1]), rules)
+                raise
+            self._conclude(fits[0], rules)
         return self
 
     def fit_predict(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> Tensor:
@@ -227,16 +227,17 @@ class StudentTMixture(nn.Module):
         """
         chunks = self._chunks(batch, sample_weight)
         with _exact_arithmetic(self.means.device):
-            rows = sampling.draw_sample(chunks, len(batch) if len(batch) else 1, self.means.dtype, self._generator())
             if self.running.started:
                 self._continue_stream(chunks)
             else:
-                self._begin_stream(rows)
+                self._begin_stream(chunks)
         return self
 
-    def _begin_stream(self, rows: sampling.Sample) -> None:
+    def _begin_stream(self, chunks: Chunks) -> None:
         """Keep the rows, and fit to all rows kept so far."""
-        sample = self._shared(rows)
+        generator = self._generator()
+        size = max(1, *(len(shard) for shard in chunks.shards))
+        sample = self._shared(sampling.draw_sample(chunks, size, self.means.dtype, generator))
         if self.running.warmup is not None:
             x = torch.cat([self.running.warmup, sample.x.to(self.running.warmup)])
             weight = torch.cat([self.running.warmup_weight, sample.weight.to(self.running.warmup_weight)])
@@ -244,15 +245,13 @@ class StudentTMixture(nn.Module):
         if sample.rows < self.n_components:
             self.running.keep(sample.x, sample.weight)
             return
-        generator = self._generator()
         variance = sampling.mean_variance(sample)
         prior_rows = initialization.prior_rows(self._structure, self.n_features)
         rules = replace(self._rules(variance), distributed=False, prior_rows=prior_rows, prior_variance=variance)
-        chunks = [Chunk(sample.x, sample.weight)]
         start = self._start(sample, None, rules, variance, generator)
         fit = em.Fit()
         for step in em.iterate(
-            chunks,
+            [Chunk(sample.x, sample.weight)],
             start,
             rules,
             dtype=self.means.dtype,
@@ -279,7 +278,7 @@ class StudentTMixture(nn.Module):
             prior_variance=float(running.variance),
         )
         parameters = self._current().to(accumulation_dtype(self.means.device))
-        batch = em.expectation(chunks, parameters, rules, self.means.dtype)
+        batch = em.expectation(self._checked(chunks), parameters, rules, self.means.dtype)
         if not batch.weight > 0:
             return
         total_weight = running.total_weight + batch.weight
@@ -348,24 +347,46 @@ class StudentTMixture(nn.Module):
 
     def score(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
         """The mean log-likelihood per unit of sample weight."""
-        summary = self._summary(self._chunks(data, sample_weight))
-        return summary["log_likelihood"] / summary["weight"]
+        return self.information_criteria(data, sample_weight)["log_likelihood"]
 
     def bic(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
         """The Bayesian information criterion −2·log L + p·log N; smaller is better."""
-        summary = self._summary(self._chunks(data, sample_weight))
-        return -2 * summary["log_likelihood"] + self.n_free_parameters * math.log(summary["weight"])
+        return self.information_criteria(data, sample_weight)["bic"]
 
     def aic(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
         """Akaike's information criterion −2·log L + 2p; smaller is better."""
-        summary = self._summary(self._chunks(data, sample_weight))
-        return -2 * summary["log_likelihood"] + 2 * self.n_free_parameters
+        return self.information_criteria(data, sample_weight)["aic"]
 
     def icl(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
         """The integrated completed likelihood: BIC + 2·Σ_i entropy(r_i) (Biernacki et al. 2000); smaller is better."""
-        summary = self._summary(self._chunks(data, sample_weight))
-        bic = -2 * summary["log_likelihood"] + self.n_free_parameters * math.log(summary["weight"])
-        return bic + 2 * summary["entropy"]
+        return self.information_criteria(data, sample_weight)["icl"]
+
+    @torch.no_grad()
+    def information_criteria(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> dict[str, float]:
+        """Mean "log_likelihood", "bic", "aic" and "icl" from one pass over the data.
+
+        Takes whatever `fit` takes, one chunk at a time. N in the criteria is the sum of the sample weights.
+        """
+        exact = accumulation_dtype(self.means.device)
+        totals = torch.zeros(3, dtype=exact, device=self.means.device)
+        for chunk in self._checked(self._chunks(data, sample_weight)):
+            joint = self._joint(chunk.x)
+            weight = joint.new_ones(len(joint), dtype=exact) if chunk.weight is None else chunk.weight.to(exact)
+            log_prob = joint.logsumexp(1)
+            logs = joint - log_prob[:, None]
+            entropy = -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(1)
+            totals += torch.stack([weight @ log_prob.to(exact), weight.sum(), weight @ entropy.to(exact)])
+        if self.distributed:
+            communication.sum_in_place([totals])
+        log_likelihood, weight_sum, entropy_sum = totals.tolist()
+        p = self.n_free_parameters
+        bic = -2 * log_likelihood + p * math.log(weight_sum)
+        return {
+            "log_likelihood": log_likelihood / weight_sum,
+            "bic": bic,
+            "aic": -2 * log_likelihood + 2 * p,
+            "icl": bic + 2 * entropy_sum,
+        }
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -467,6 +488,9 @@ class StudentTMixture(nn.Module):
         for name, value in record.items():
             setattr(mixture, name, value)
         return mixture
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
         """The settings that matter for reading a printed network."""
@@ -660,22 +684,6 @@ class StudentTMixture(nn.Module):
         with _autocast_off(x.device):
             density, distances = self._distances(x)
             return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
-
-    @torch.no_grad()
-    def _summary(self, chunks: Chunks) -> dict[str, float]:
-        """Log-likelihood, sample weight and entropy of the responsibilities, summed over the data."""
-        exact = accumulation_dtype(self.means.device)
-        totals = torch.zeros(3, dtype=exact, device=self.means.device)
-        for chunk in self._checked(chunks):
-            joint = self._joint(chunk.x)
-            weight = joint.new_ones(len(joint), dtype=exact) if chunk.weight is None else chunk.weight.to(exact)
-            log_prob = joint.logsumexp(1)
-            logs = joint - log_prob[:, None]
-            entropy = -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(1)
-            totals += torch.stack([weight @ log_prob.to(exact), weight.sum(), weight @ entropy.to(exact)])
-        if self.distributed:
-            communication.sum_in_place([totals])
-        return dict(zip(("log_likelihood", "weight", "entropy"), totals.tolist()))
 
     def _settings(self) -> dict[str, Any]:
         """What `load` needs beside the tensors; plain values only."""
