@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+import torch
 import transformers
 
 from .adapters import HuggingFaceClip, OpenClip
@@ -33,7 +34,7 @@ def load_clip(
             open_clip models without it are initialised at random.
         captions: The texts that a small model's tokenizer is trained on.
         image_size: Side of the images of a small model (default 64); for other models only checked.
-        seed: Seed of a small model's initial weights.
+        seed: Seed of the initial weights, where they are random; the global random state stays as it is.
 
     Raises:
         ValueError: For an unknown name, missing captions, another image size than the model's, or a checkpoint that
@@ -51,7 +52,7 @@ def load_clip(
     elif library == "hf" and identifier:
         model = load_huggingface(identifier, weights=init is None)
     elif library == "open_clip" and identifier:
-        model = load_open_clip(identifier, openai_weights=init is not None)
+        model = load_open_clip(identifier, seed=seed, openai_weights=init is not None)
     elif library == "openai" and identifier:
         model = load_openai(identifier)
     else:
@@ -75,8 +76,8 @@ def load_huggingface(name: str, *, weights: bool) -> HuggingFaceClip:
     return HuggingFaceClip(model.float(), tokenizer)
 
 
-def load_open_clip(name: str, *, openai_weights: bool) -> OpenClip:
-    """An open_clip architecture with random weights."""
+def load_open_clip(name: str, *, seed: int, openai_weights: bool) -> OpenClip:
+    """An open_clip architecture with random weights; `openai_weights` says that a checkpoint will replace them."""
     import open_clip  # here, because it needs torchvision, which nothing else does
 
     if openai_weights and f"{name}-quickgelu" in open_clip.list_models():
@@ -85,7 +86,10 @@ def load_open_clip(name: str, *, openai_weights: bool) -> OpenClip:
             "another activation, they load without error and give wrong embeddings",
             stacklevel=3,
         )
-    return OpenClip(open_clip.create_model(name), open_clip.get_tokenizer(name))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = open_clip.create_model(name)
+    return OpenClip(model, open_clip.get_tokenizer(name))
 
 
 def load_openai(name: str) -> OpenClip:

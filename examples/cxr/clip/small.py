@@ -44,7 +44,7 @@ def small_clip(
         projection_dim=EMBEDDING_SIZE,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return HuggingFaceClip(transformers.CLIPModel(config), tokenizer)
 
 
@@ -61,7 +61,7 @@ def small_conv_clip(
     """
     tokenizer = train_tokenizer(captions, context_length=context_length)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return SmallConvClip(tokenizer, image_size=image_size, context_length=context_length)
 
 
@@ -129,7 +129,7 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     ]
 
 
-def conv_encoder(embedding_size: int, widths: Sequence[int] = (32, 64, 128, 256)) -> nn.Sequential:
+def conv_encoder(embedding_size: int, widths: Sequence[int] = (32, 48, 96, 192)) -> nn.Sequential:
     """Residual stages at 1/2, 1/4, 1/8 and 1/16 of the resolution, then the mean over positions and a projection."""
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)]
     for inputs, outputs in pairwise(widths):

@@ -44,6 +44,7 @@ def train_tokenizer(
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        add_prefix_space=True,  # transformers 4 would otherwise switch it off in the trained tokenizer
         bos_token=START,
         eos_token=END,
         pad_token=PAD,
