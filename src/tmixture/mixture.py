@@ -142,7 +142,7 @@ class StudentTMixture(nn.Module):
         nowhere = torch.zeros(n_components, n_features, device=device)
         for name, tensor in initialization.isotropic(nowhere, self._structure, start, 1.0).tensors().items():
             self.register_buffer(name, tensor.to(**placement))
-        self.register_buffer("initial_dof", start.to(**placement))
+        self.register_buffer("initial_dof", start.clone().to(**placement))
         self.register_buffer("fitted", torch.tensor(False, device=device))
         self.running = RunningStatistics().to(device=device)
         self._refresh()
