@@ -164,10 +164,10 @@ def sample_view(position: str, rng: np.random.Generator) -> View:
     crop = rng.random(4) < 0.15
     return View(
         position=position,
-        x=around(0.0, 0.045),
-        y=around(0.06, 0.06),
-        zoom=around(1.13, 0.06),
-        roll=around(0.0, 0.03),
+        x=around(0.0, 0.06),
+        y=around(0.06, 0.07),
+        zoom=around(1.13, 0.07),
+        roll=around(0.0, 0.04),
         yaw=around(0.0, 0.03),
         exposure=around(-0.17, 0.2),
         contrast=float(np.exp(around(0.06 if position == "AP" else 0.2, 0.17))),

@@ -97,7 +97,7 @@ def _rib_fracture_shape(a: Anatomy, case: Case, rng: Rng) -> None:
     first, n = int(rng.integers(2, 7)), 2 + round(2 * case.severity)
     where = rng.uniform(0.4, 0.8)
     for rib in range(first, min(first + n, 10)):
-        a.rib_breaks.append((case.side, rib, float(where + rng.normal(0, 0.03)), 0.025 + 0.04 * case.severity))
+        a.rib_breaks.append((case.side, rib, float(where + rng.normal(0, 0.03)), 0.045 + 0.05 * case.severity))
 
 
 def _edema_shape(a: Anatomy, case: Case, rng: Rng) -> None:
@@ -117,7 +117,7 @@ def _emphysema_shape(a: Anatomy, case: Case, rng: Rng) -> None:
 
 
 def _enlarged_cardiomediastinum_shape(a: Anatomy, case: Case, rng: Rng) -> None:
-    a.widening += 0.04 + 0.11 * case.severity
+    a.widening += 0.025 + 0.085 * case.severity
 
 
 def _fibrosis_shape(a: Anatomy, case: Case, rng: Rng) -> None:
@@ -259,7 +259,7 @@ def _edema(chest: Chest, case: Case, rng: Rng) -> None:
     a, pen = chest.anatomy, Drawing(chest)
     for side in SIDES:
         wing = chest.ellipse(a.hilum_point(side, 0.1, 0.04), (0.3, 0.38), soft=1.1)
-        chest.opacify(wing * (0.55 + 0.9 * (chest.cloud(0.07, rng) - 0.1)).clip(0, 1), 0.25 + 0.5 * case.severity)
+        chest.opacify(wing * (0.55 + 0.9 * (chest.cloud(0.07, rng) - 0.1)).clip(0, 1), 0.15 + 0.45 * case.severity)
         for height in np.linspace(0.6, 0.97, 6):  # Kerley B lines
             pen.line(a.lung_point(side, height + rng.normal(0, 0.01), np.array([0.84, 0.98])), 0.008)
     chest.density += 0.3 * case.severity * pen.field()
@@ -288,7 +288,7 @@ def _fissure(chest: Chest, case: Case, rng: Rng) -> None:
     q = np.linspace(0, 1, 10)
     pen.line(
         chest.anatomy.lung_point(RIGHT, height + sag * np.sin(np.pi * q) + 0.03 * q, 0.12 + 0.88 * q),
-        0.014 + 0.022 * case.severity,
+        0.02 + 0.022 * case.severity,
     )
     _solid(chest, pen.field(0.004), 0.6 + 0.4 * case.severity)
 
@@ -415,7 +415,7 @@ def _nodule(chest: Chest, case: Case, rng: Rng) -> None:
 
 def _pleural_effusion(chest: Chest, case: Case, rng: Rng) -> None:
     for side in case.sides():
-        height = (0.05 + 0.42 * case.severity**1.5) * rng.uniform(0.6, 1.0)
+        height = (0.03 + 0.42 * case.severity**1.5) * rng.uniform(0.6, 1.0)
         meniscus = chest.anatomy.base - height * (0.35 + 0.9 * np.clip(chest.depth / chest.outer.clip(0.1), 0, 1) ** 3)
         field = ramp(
             np.maximum(chest.v - meniscus, 0.06 + 0.3 * height - chest.above - 0.4 * (chest.outer - chest.depth)), 0.06
@@ -505,7 +505,7 @@ def _rib_fracture(chest: Chest, case: Case, rng: Rng) -> None:
     for side, rib, where, step in chest.anatomy.rib_breaks:
         if side == case.side:
             centre = ribs[rib, break_index(where)] + np.array([0.0, 0.5 * step])
-            chest.density += (0.15 + 0.3 * case.severity) * chest.ellipse(centre, (0.032, 0.045), soft=0.6) * chest.body
+            chest.density += (0.3 + 0.5 * case.severity) * chest.ellipse(centre, (0.032, 0.045), soft=0.6) * chest.body
             chest.opacify(chest.ellipse(centre, (0.12, 0.12), soft=1.2), 0.1 + 0.15 * case.severity)
 
 

@@ -98,7 +98,7 @@ PARTS = (
 CHRONIC = {
     "Azygos Lobe": 0.95, "Calcification of the Aorta": 0.85, "Cardiomegaly": 0.8, "Clavicle Fracture": 0.6,
     "Emphysema": 0.8, "Enlarged Cardiomediastinum": 0.6, "Fibrosis": 0.8, "Fracture": 0.7, "Granuloma": 0.8,
-    "Hernia": 0.8, "Kyphosis": 0.9, "Lung Lesion": 0.6, "Mass": 0.6, "Nodule": 0.6, "Normal": 0.5,
+    "Hernia": 0.8, "Kyphosis": 0.9, "Lung Lesion": 0.5, "Mass": 0.5, "Nodule": 0.5, "Normal": 0.5,
     "Pleural Other": 0.7, "Pleural Thickening": 0.7, "Pulmonary Hypertension": 0.7, "Rib Fracture": 0.7,
     "Round(ed) Atelectasis": 0.7, "Support Devices": 0.6, "Tortuous Aorta": 0.85, "Tuberculosis": 0.7,
 }  # fmt: skip
