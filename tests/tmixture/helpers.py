@@ -1,0 +1,33 @@
+"""What the tests of the mixture have in common."""
+
+import numpy as np
+import torch
+
+from tmixture import StudentTMixture
+
+STRUCTURES = ["full", "tied", "diag", "spherical"]
+LEARN_DOF = [False, "shared", "component"]
+
+
+def from_model(model, structure, *, dtype=torch.float64, **settings):
+    """A `StudentTMixture` with the parameters of a `naive.Model`, that `fit` continues from."""
+    arguments = {"warm_start": True, "reg_covar": 0.0, "tol": 0.0, "dtype": dtype, **settings}
+    dof = list(model.dof)
+    return StudentTMixture.from_parameters(
+        model.weights, model.means, model.scales, dof=dof, covariance_type=structure, **arguments
+    )
+
+
+def parameters(mixture):
+    """Weights, means, dense scales and dof as float64 arrays."""
+    tensors = {"weights": mixture.weights, "means": mixture.means, "scales": mixture.scales, "dof": mixture.dof}
+    return {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
+
+
+def assert_same_parameters(one, other, rtol, atol=None):
+    """Equal to `rtol` of the size of each tensor (or to `atol`)."""
+    for name, expected in parameters(other).items() if isinstance(other, StudentTMixture) else vars(other).items():
+        size = float(np.abs(expected).max())
+        np.testing.assert_allclose(
+            parameters(one)[name], expected, rtol=rtol, atol=rtol * size if atol is None else atol, err_msg=name
+        )

@@ -1,0 +1,123 @@
+"""Densities and algebra of the scale structures, against scipy and plain linear algebra."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.special import logsumexp
+
+from tmixture.scales import STRUCTURES as CLASSES
+from tmixture.scales.cholesky import whitening_of
+
+from . import naive
+from .helpers import STRUCTURES, from_model
+
+INF = float("inf")
+DOFS = [0.7, 4.0, 150.0, 1e6, INF, (1.0, 30.0, INF)]
+
+
+def scipy_log_prob(model, x):
+    columns = []
+    for mean, scale, nu in zip(model.means, model.scales, model.dof):
+        law = stats.multivariate_normal(mean, scale) if nu == INF else stats.multivariate_t(mean, scale, nu)
+        columns.append(law.logpdf(x).reshape(len(x)))
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("dof", DOFS, ids=str)
+@pytest.mark.parametrize(
+    ("d", "dtype"), [(1, torch.float64), (3, torch.float32), (3, torch.float64), (130, torch.float64)]
+)
+def test_log_densities_agree_with_scipy(structure, dof, d, dtype):
+    model = naive.random_model(3, d, structure, dof=dof)
+    mixture = from_model(model, structure, dtype=dtype)
+    x = torch.as_tensor(3 * np.random.default_rng(5).normal(size=(40, d))).to(dtype)
+    expected = scipy_log_prob(model, x.double().numpy())
+    # scipy's own lgamma differences lose digits as ν grows.
+    rtol = 5e-6 if dtype == torch.float32 else 1e-9
+    ours = mixture.component_log_prob(x)
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(ours.double(), expected, rtol=rtol)
+    joint = expected + np.log(model.weights)
+    np.testing.assert_allclose(mixture.log_prob(x).double(), logsumexp(joint, axis=1), rtol=rtol)
+    shares = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+    np.testing.assert_allclose(mixture(x).double(), shares, rtol=1e-4 if dtype == torch.float32 else 1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_outlier_weights_are_the_conditional_mean_of_the_latent_precision(structure):
+    """E[U | x] by numerical integration over u of p(x | u)·p(u)."""
+    model = naive.random_model(2, 2, structure, dof=(3.0, INF))
+    x = naive.draw(model, 10)
+    u = np.linspace(1e-6, 12, 200_001)
+    prior = stats.gamma(1.5, scale=1 / 1.5).logpdf(u)
+    weights = from_model(model, structure).outlier_weights(torch.as_tensor(x)).numpy()
+    for row, weight in zip(x, weights):
+        delta = naive.distance(row, model.means[0], model.scales[0])
+        posterior = np.exp(np.log(u) - u * delta / 2 + prior)  # d = 2: u^(d/2) exp(−u·δ/2)
+        assert weight[0] == pytest.approx((u * posterior).sum() / posterior.sum(), rel=1e-5)
+    assert (weights[:, 1] == 1).all()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_dense_form_survives_the_round_trip(structure):
+    model = naive.random_model(3, 4, structure)
+    scale = CLASSES[structure].from_dense(torch.as_tensor(model.scales))
+    np.testing.assert_allclose(scale.dense(3, 4), model.scales, rtol=1e-12, atol=1e-12)
+    half_log_det = np.linalg.slogdet(model.scales)[1] / 2
+    np.testing.assert_allclose(scale.half_log_det(4).expand(3), half_log_det, rtol=1e-12)
+    trace = np.trace(model.scales, axis1=1, axis2=2)
+    np.testing.assert_allclose(scale.mean_variance(4).expand(3), trace / 4, rtol=1e-12)
+    assert CLASSES[structure].shapes(3, 4) == {name: tuple(t.shape) for name, t in scale.tensors().items()}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_correlated_noise_has_the_scale_matrix(structure):
+    """White noise made of the unit vectors gives columns L with LLᵀ = Σ."""
+    model = naive.random_model(3, 4, structure)
+    scale = CLASSES[structure].from_dense(torch.as_tensor(model.scales))
+    noise = torch.eye(4, dtype=torch.float64).repeat(3, 1)
+    rows = scale.correlate(noise, torch.arange(3).repeat_interleave(4)).reshape(3, 4, 4)
+    np.testing.assert_allclose(rows.mT @ rows, model.scales, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("structure", ["full", "tied"])
+def test_distances_beyond_one_block_of_columns(structure):
+    """The triangular factor is applied 128 columns at a time."""
+    d = 300
+    model = naive.random_model(2, d, structure)
+    scale = CLASSES[structure].from_dense(torch.as_tensor(model.scales))
+    x = torch.as_tensor(np.random.default_rng(0).normal(size=(6, d)))
+    ours = scale.mahalanobis(scale.features(x), torch.as_tensor(model.means))
+    expected = [[naive.distance(row, m, s) for m, s in zip(model.means, model.scales)] for row in x.numpy()]
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_singular_matrix_is_repaired_with_a_warning(rank):
+    basis = torch.randn(4, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    singular = basis @ basis.T - 1e-9 * torch.eye(4, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="component 7 was not positive definite"):
+        whitening = whitening_of(singular, "component 7")
+    repaired = torch.linalg.inv(whitening.T @ whitening)
+    size = float(singular.diagonal().abs().mean())
+    assert torch.linalg.eigvalsh(repaired).min() > 0
+    assert float((repaired - singular).abs().max()) <= (1e2 if rank == 0 else 1e-3) * size
+
+
+def test_the_sparse_m_step_of_full_is_the_dense_one():
+    """Rows without responsibility are not gathered; a far outlier with a tiny u but its full share of Σ is."""
+    model = naive.random_model(3, 20, "full", spread=100.0, dof=3.0)
+    x = naive.draw(model, 300)
+    x[0] = 1e8
+    x[1] = -1e11
+    mixture = from_model(model, "full", max_iter=1).fit(torch.as_tensor(x))
+    density = torch.as_tensor(naive.joint(x, model))
+    r = density.softmax(1).numpy()
+    assert (r < 1e-20).mean() > 0.5
+    expected = naive.em_step(x, model, "full")
+    np.testing.assert_allclose(mixture.means, expected.means, rtol=1e-9)
+    np.testing.assert_allclose(mixture.scales, expected.scales, rtol=1e-7)
+    single = from_model(model, "full", max_iter=1, dtype=torch.float32).fit(torch.as_tensor(x).float())
+    np.testing.assert_allclose(single.scales, expected.scales, rtol=2e-4, atol=2e-4 * np.abs(expected.scales).max())
