@@ -51,7 +51,6 @@ class Anatomy:
     clavicle_break: dict[int, float] = field(default_factory=dict)  # side → displacement
     rib_breaks: list[tuple[int, int, float, float]] = field(default_factory=list)  # side, rib, where, displacement
     pruning: float = 0.0  # loss of the peripheral vessels
-    kyphosis: float = 0.0
 
     def span(self) -> float:
         """Height of the lungs at the domes."""

@@ -126,7 +126,6 @@ def _fibrosis_shape(a: Anatomy, case: Case, rng: Rng) -> None:
 
 def _kyphosis_shape(a: Anatomy, case: Case, rng: Rng) -> None:
     s = case.severity
-    a.kyphosis = s
     a.rib_spacing *= 1 - 0.2 * s
     a.rib_slope += 0.3 * s
     a.base -= 0.1 * s
