@@ -21,14 +21,27 @@ DISTANCE_ELEMENTS = 2**23
 
 
 def kmeans(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
-    """Centres (K, d) by Lloyd's algorithm, through faiss."""
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    """Centres (K, d) by Lloyd's algorithm, through faiss, from rows spread over the data."""
     clustering = faiss.Kmeans(
-        x.shape[1], n_components, niter=20, seed=seed, min_points_per_centroid=1, max_points_per_centroid=len(x)
+        x.shape[1], n_components, niter=20, min_points_per_centroid=1, max_points_per_centroid=len(x)
     )
     rows = np.ascontiguousarray(x.float().cpu().numpy())
-    clustering.train(rows, weights=weight.float().cpu().numpy())
+    seeds = rows[spread(x, weight, n_components, generator).numpy()]
+    clustering.train(rows, weights=weight.float().cpu().numpy(), init_centroids=seeds)
     return torch.from_numpy(np.array(clustering.centroids)).to(x)
+
+
+def spread(x: Tensor, weight: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    """Indices of n rows by systematic sampling: at equal steps of weight along a random direction.
+
+    A row is drawn in proportion to its weight. The draw knows the rows by their place along the direction, so with one
+    seed it is the same in whatever order they come, and for repeated rows as for integer weights.
+    """
+    direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x)
+    order = (x @ direction).cpu().argsort()
+    mass = weight.double().cpu()[order].cumsum(0)
+    steps = (torch.arange(n) + torch.rand((), generator=generator, dtype=torch.float64)) / n * mass[-1]
+    return order[torch.searchsorted(mass, steps, right=True).clamp(max=len(order) - 1)]
 
 
 def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:

@@ -43,6 +43,8 @@ def draw_sample(chunks: Iterable[Chunk], size: int, dtype: torch.dtype, generato
     Raises:
         ValueError: a value is not finite (the message names its row), or there are no rows.
     """
+    # A generator of its own: what is drawn after the pass must not depend on the number of rows.
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
     kept_x, kept_weight, kept_key = [], [], []
     rows = total = waiting = 0
     for chunk in chunks:
