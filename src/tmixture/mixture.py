@@ -455,6 +455,21 @@ class StudentTMixture(nn.Module):
         mixture._commit(Parameters(given / given.sum(), means.double(), scale, mixture.dof.double()))
         return mixture
 
+    def reorder(self, components: Tensor | list[int]) -> Self:
+        """Renumber the components: the new component k is the present component `components[k]`.
+
+        The density, and the stream that `partial_fit` continues, stay what they are.
+        """
+        order = torch.as_tensor(components, device=self.means.device)
+        if order.dim() != 1 or sorted(order.tolist()) != list(range(self.n_components)):
+            raise ValueError(f"components must be a permutation of 0 … {self.n_components - 1}, got {order.tolist()}")
+        self._require_fitted()
+        with _exact_arithmetic(self.means.device):
+            self._commit(self._current().take(order))
+            if self.running.started:
+                self.running.set(self.running.get().reorder(self._structure, order))
+        return self
+
     def train_by_gradients(self) -> Self:
         """Turn the parameters into `nn.Parameter`s, so that an optimizer can train them through `log_prob`.
 

@@ -84,6 +84,13 @@ class SufficientStatistics:
         }
         return SufficientStatistics(**{**self.tensors(), **blended, "rows": self.rows + other.rows})
 
+    def reorder(self, structure: type[Scale], order: Tensor) -> SufficientStatistics:
+        """The same statistics with the components in another order (K,)."""
+        names = ["responsibility", "mass", "first", "log_mass", "reference"]
+        if structure.per_component:
+            names.append("scatter")
+        return SufficientStatistics(**{**self.tensors(), **{name: getattr(self, name)[order] for name in names}})
+
     def take(self, structure: type[Scale], source: Tensor, means: Tensor) -> SufficientStatistics:
         """Statistics in which component k has the share of `source[k]`, moved to `means[k]`.
 
