@@ -1,0 +1,154 @@
+"""The laws of the sufficient statistics: they add, move, average, blend and split as sums over rows do."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tmixture import SufficientStatistics, em
+from tmixture.chunks import Chunk
+from tmixture.scales import STRUCTURES as CLASSES
+
+from . import naive
+from .helpers import STRUCTURES, from_model
+
+RULES = em.Rules("px", "component", (0.5, 200.0), 1e-9)
+FIXED_DOF = replace(RULES, learn_dof=False)
+
+
+@pytest.fixture(params=STRUCTURES)
+def case(request):
+    """(structure, x, sample weights, parameters)."""
+    x, model = naive.heavy_tailed(K=3, d=4, N=60, structure=request.param)
+    weight = np.random.default_rng(0).uniform(0, 2, len(x))
+    parameters = from_model(model, request.param)._current()
+    return CLASSES[request.param], torch.as_tensor(x), torch.as_tensor(weight), parameters
+
+
+def expectation(parameters, *chunks):
+    return em.expectation([Chunk(*chunk) for chunk in chunks], parameters, RULES, torch.float64)
+
+
+def moments(structure, x, weighted, reference):
+    """First and second moments about `reference` by the definition, in the structure's own form."""
+    centred = x[:, None] - reference  # (n, K, d)
+    first = (weighted[:, :, None] * centred).sum(0)
+    outer = torch.einsum("nk,nki,nkj->kij", weighted, centred, centred)
+    form = {
+        "full": outer,
+        "tied": outer.sum(0),
+        "diag": outer.diagonal(dim1=1, dim2=2),
+        "spherical": outer.diagonal(dim1=1, dim2=2).sum(1),
+    }
+    return first, form[structure.covariance_type]
+
+
+def assert_equal(one, other, rtol=1e-11):
+    for name, tensor in one.tensors().items():
+        expected = other.tensors()[name]
+        np.testing.assert_allclose(tensor, expected, rtol=rtol, atol=rtol * float(expected.abs().max()), err_msg=name)
+
+
+def test_they_are_the_sums_of_their_definition(case):
+    structure, x, weight, parameters = case
+    statistics = expectation(parameters, (x, weight))
+    model = naive.Model(
+        parameters.weights.numpy(),
+        parameters.means.numpy(),
+        parameters.scale.dense(3, 4).numpy(),
+        parameters.dof.numpy(),
+    )
+    logs = torch.as_tensor(naive.joint(x.numpy(), model))
+    r = logs.softmax(1) * weight[:, None]
+    delta = [[naive.distance(row, m, s) for m, s in zip(model.means, model.scales)] for row in x.numpy()]
+    half, rate = (parameters.dof + 4) / 2, (parameters.dof + torch.tensor(delta, dtype=torch.float64)) / 2
+    first, scatter = moments(structure, x, r * half / rate, statistics.reference)
+    expected = SufficientStatistics(
+        responsibility=r.sum(0),
+        mass=(r * half / rate).sum(0),
+        first=first,
+        scatter=scatter,
+        log_mass=(r * (torch.digamma(half) - rate.log())).sum(0),
+        log_likelihood=weight @ logs.logsumexp(1),
+        weight=weight.sum(),
+        rows=torch.tensor(60.0),
+        reference=statistics.reference,
+    )
+    assert_equal(statistics, expected, rtol=1e-10)
+
+
+def test_they_add_over_chunks(case):
+    structure, x, weight, parameters = case
+    whole = expectation(parameters, (x, weight))
+    parts = [expectation(parameters, (x[a:b], weight[a:b])) for a, b in ((0, 1), (1, 30), (30, 60))]
+    added = SufficientStatistics.zeros(structure, whole.reference)
+    for total, *terms in zip(added.sums(), *(part.sums() for part in parts)):
+        for term in terms:
+            total += term
+    assert_equal(added, whole)
+    assert_equal(expectation(parameters, (x[:1], weight[:1]), (x[1:], weight[1:])), whole)
+
+
+def test_moving_the_reference_is_recomputing_about_it(case):
+    structure, x, weight, parameters = case
+    statistics = expectation(parameters, (x, weight))
+    reference = torch.as_tensor(np.random.default_rng(1).normal(size=(3, 4)) * 10)
+    density = em.Density(parameters, torch.float64)
+    distances = density.mahalanobis(density.features(x))
+    joint = density.log_weights + density.log_prob(distances)
+    weighted = joint.softmax(1) * density.outlier_weights(distances) * weight[:, None]
+    first, scatter = moments(structure, x, weighted, reference)
+    moved = statistics.about(structure, reference)
+    np.testing.assert_allclose(moved.first, first, rtol=1e-9)
+    np.testing.assert_allclose(moved.scatter, scatter, rtol=1e-9)
+    assert_equal(moved.about(structure, statistics.reference), statistics, rtol=1e-9)
+
+
+def test_a_blend_of_averages_is_the_average_of_the_union(case):
+    """A share of the rows as the rate: what makes streaming with 1/t steps the full batch."""
+    _, x, weight, parameters = case
+    whole = expectation(parameters, (x, weight))
+    head, tail = (expectation(parameters, (x[rows], weight[rows])) for rows in (slice(0, 20), slice(20, 60)))
+    rate = float(tail.weight / whole.weight)
+    blended = head.per_unit_weight().blend(tail.per_unit_weight(), rate)
+    assert_equal(blended, whole.per_unit_weight())
+    assert float(blended.weight) == pytest.approx(1)
+    # Averages give the same parameters as sums.
+    one, other = (em.maximization(s, parameters, RULES) for s in (blended, whole))
+    for name, tensor in one.tensors().items():
+        np.testing.assert_allclose(tensor, other.tensors()[name], rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+def test_split_components_share_the_sums_of_their_source(case):
+    structure, x, weight, parameters = case
+    statistics = expectation(parameters, (x, weight))
+    centre = statistics.reference + statistics.first / statistics.mass[:, None]
+    centred = statistics.about(structure, centre)
+    means = centre[[1, 1, 2]] + torch.tensor([[5.0], [0.0], [0.0]])
+    split = centred.take(structure, torch.tensor([1, 1, 2]), means)
+    for name in ("responsibility", "mass", "log_mass"):
+        before, after = getattr(centred, name), getattr(split, name)
+        np.testing.assert_allclose(after, [before[1] / 2, before[1] / 2, before[2]], err_msg=name)
+    estimated, unsplit = (em.maximization(s, parameters, FIXED_DOF) for s in (split, centred))
+    np.testing.assert_allclose(estimated.means, means, rtol=1e-10)
+    if structure.per_component:
+        dense, source = estimated.scale.dense(3, 4), unsplit.scale.dense(3, 4)
+        np.testing.assert_allclose(dense, source[[1, 1, 2]], rtol=1e-6, atol=1e-9)
+
+
+def test_components_without_mass_keep_their_mean_and_scale(case):
+    structure, x, weight, parameters = case
+    far = parameters.means.clone()
+    far[2] = 1e4
+    gaussian = type(parameters)(
+        parameters.weights, far, parameters.scale, torch.full_like(parameters.dof, float("inf"))
+    )
+    statistics = em.expectation([Chunk(x, weight)], gaussian, FIXED_DOF, torch.float64)
+    assert float(statistics.mass[2]) == 0
+    after = em.maximization(statistics, gaussian, FIXED_DOF)
+    assert after.means[2].tolist() == [1e4] * 4
+    assert float(after.weights[2]) < 1e-30
+    if structure.per_component:
+        np.testing.assert_allclose(after.scale.dense(3, 4)[2], parameters.scale.dense(3, 4)[2], rtol=1e-12, atol=1e-12)
+    assert all(tensor.isfinite().all() for name, tensor in after.tensors().items() if name != "dof")
