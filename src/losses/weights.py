@@ -1,0 +1,204 @@
+"""Weights of samples, for any loss that has one term per sample: from a mixture's clusters, or from labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmixture import StudentTMixture
+
+Frequency = Callable[[Tensor], Tensor]
+"""Turns numbers of samples per cluster or class into weights, of the same shape, up to a factor."""
+
+FrequencyName = Literal["inverse", "inverse_log", "effective_number"]
+
+# Rows of an (n, K) temporary.
+BLOCK_ROWS = 16384
+
+
+def inverse(exponent: float = 1.0) -> Frequency:
+    """n^(−exponent). 1 gives all clusters the same total weight, 0.5 is halfway to equal weights."""
+    return partial(_inverse, exponent=exponent)
+
+
+def inverse_log() -> Frequency:
+    """1/log(1 + n), the weight that the released code of CXR-CML computes."""
+    return _inverse_log
+
+
+def effective_number(beta: float = 0.999) -> Frequency:
+    """(1 − β)/(1 − βⁿ), one over the effective number of samples (Cui et al. 2019, Eq. 2)."""
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta must lie in [0, 1), got {beta}")
+    return partial(_effective_number, beta=beta)
+
+
+# Functions of the module, so that a loss with weights can be pickled.
+def _inverse(counts: Tensor, exponent: float) -> Tensor:
+    return counts**-exponent
+
+
+def _inverse_log(counts: Tensor) -> Tensor:
+    return 1 / torch.log1p(counts)
+
+
+def _effective_number(counts: Tensor, beta: float) -> Tensor:
+    return (1 - beta) / (1 - beta**counts)
+
+
+FREQUENCIES: dict[str, Callable[[], Frequency]] = {
+    "inverse": inverse,
+    "inverse_log": inverse_log,
+    "effective_number": effective_number,
+}
+
+
+INVERSE_ROOT = inverse(0.5)
+
+
+class ClusterWeights:
+    """Weights of samples from the clusters of a mixture, with mean one: the product of up to three factors.
+
+    No labels are needed. The factors of a sample with assigned component k and responsibility r are
+
+    - `mass`: a decreasing function of the number of samples in the cluster, N·π_k;
+    - `outlier`: 1/u with u = (ν_k + d)/(ν_k + δ), large for samples that fit no cluster well;
+    - `confidence`: r itself, or 1 and 0 for r above and below a threshold.
+
+    Args:
+        mixture: fitted, or to be fitted; until then all weights are one.
+        mass: "inverse", "inverse_log", "effective_number", a function such as `inverse(0.5)`, or None.
+        outlier: whether to divide by u.
+        confidence: whether to multiply by r; a number is a threshold.
+
+    Example:
+        >>> mixture = StudentTMixture(3, 2, generator=0).fit(torch.randn(100, 2))
+        >>> weights = ClusterWeights(mixture, mass=inverse(0.5))
+        >>> weights(torch.randn(32, 2)).mean()
+        tensor(1.)
+    """
+
+    def __init__(
+        self,
+        mixture: StudentTMixture,
+        *,
+        mass: FrequencyName | Frequency | None = None,
+        outlier: bool = True,
+        confidence: bool | float = False,
+    ) -> None:
+        self.mixture = mixture
+        self.mass = None if mass is None else _frequency(mass, "mass")
+        self.outlier = outlier
+        self.confidence = confidence
+
+    def under(self, mixture: StudentTMixture) -> ClusterWeights:
+        """The same weights from another mixture."""
+        return ClusterWeights(mixture, mass=self.mass, outlier=self.outlier, confidence=self.confidence)
+
+    @torch.no_grad()
+    def __call__(self, features: Tensor) -> Tensor:
+        """Weights (n,) of rows (n, d) as the mixture takes them; their mean is one over the rows given together.
+
+        For a mean of one over a data set, give all of it. If no row is above a threshold, all weights are zero.
+        """
+        if not bool(self.mixture.fitted):
+            return torch.ones(len(features), device=features.device)
+        return _with_mean_one(torch.cat([self._product(block) for block in features.split(BLOCK_ROWS)]))
+
+    def _product(self, features: Tensor) -> Tensor:
+        responsibility, labels = self.mixture(features).max(1)
+        weights = torch.ones_like(responsibility)
+        if self.mass is not None:
+            weights = weights * self.mass(self._counts(len(features)))[labels].to(weights)
+        if self.outlier:
+            weights = weights / self.mixture.outlier_weights(features).gather(1, labels[:, None])[:, 0]
+        if self.confidence is True:
+            weights = weights * responsibility
+        elif self.confidence is not False:
+            weights = weights * (responsibility >= self.confidence)
+        return weights
+
+    def _counts(self, n_rows: int) -> Tensor:
+        """Samples per cluster, of those the mixture has seen; of the rows asked about if it was never fitted to any."""
+        running = self.mixture.running
+        return self.mixture.weights * (running.total_weight if running.started else n_rows)
+
+
+class LabelWeights:
+    """Weights of samples from the frequencies of their labels, with mean one over the training set.
+
+    The interface of `ClusterWeights`, with label vectors in the place of embeddings. Samples without a label count as
+    a class of their own.
+
+    Args:
+        labels: of the training set: 0/1 vectors (N, C) for any number of labels per sample, or class indices (N,).
+        frequency: as `mass` of `ClusterWeights`. The square root of the inverse frequency is the default.
+        rule: how the weights of the labels of one sample are joined: "max" (that of its rarest label), "mean" or "sum".
+    """
+
+    def __init__(
+        self,
+        labels: Tensor | np.ndarray,
+        *,
+        frequency: FrequencyName | Frequency = INVERSE_ROOT,
+        rule: Literal["max", "mean", "sum"] = "max",
+    ) -> None:
+        if rule not in ("max", "mean", "sum"):
+            raise ValueError(f"rule must be 'max', 'mean' or 'sum', got {rule!r}")
+        self.rule = rule
+        given = torch.as_tensor(labels)
+        if len(given) == 0:
+            raise ValueError("labels is empty: the frequencies of at least one sample are needed")
+        self.n_classes = given.shape[1] if given.dim() == 2 else int(given.max()) + 1
+        present = self._vectors(given)
+        # A class that the training set lacks counts as seen once.
+        self.class_weights = _frequency(frequency, "frequency")(present.sum(0).clamp(min=1))
+        self.class_weights = self.class_weights / self._joined(present).mean()
+
+    def __call__(self, labels: Tensor | np.ndarray) -> Tensor:
+        """Weights (n,) of samples with these labels, (n, C) or (n,)."""
+        given = torch.as_tensor(labels)
+        return self._joined(self._vectors(given)).to(given.device, torch.float32)
+
+    def _vectors(self, labels: Tensor) -> Tensor:
+        """0/1 vectors (n, C + 1) in float64, the last column for samples without a label."""
+        if labels.dim() == 1 and not labels.is_floating_point():
+            if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.n_classes):
+                raise ValueError(
+                    f"labels must lie in 0 … {self.n_classes - 1}, got values from {labels.min()} to {labels.max()}"
+                )
+            labels = torch.nn.functional.one_hot(labels.long(), self.n_classes)
+        if labels.dim() != 2 or labels.shape[1] != self.n_classes:
+            raise ValueError(
+                f"labels must be class indices (N,) or 0/1 vectors (N, {self.n_classes}), got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        if not ((labels == 0) | (labels == 1)).all():
+            raise ValueError("labels must hold nothing but 0 and 1")
+        labels = labels.double().cpu()
+        return torch.cat([labels, (labels.sum(1, keepdim=True) == 0).double()], dim=1)
+
+    def _joined(self, present: Tensor) -> Tensor:
+        weights = present * self.class_weights
+        if self.rule == "max":
+            return weights.amax(1)
+        total = weights.sum(1)
+        return total if self.rule == "sum" else total / present.sum(1)
+
+
+def _frequency(given: FrequencyName | Frequency, name: str) -> Frequency:
+    if callable(given):
+        return given
+    if given not in FREQUENCIES:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, FREQUENCIES))} or a function, got {given!r}")
+    return FREQUENCIES[given]()
+
+
+def _with_mean_one(weights: Tensor) -> Tensor:
+    mean = weights.mean()
+    return weights / torch.where(mean > 0, mean, 1.0)
