@@ -198,7 +198,7 @@ def _scores(result: Result) -> npt.NDArray[np.float64]:
 def _pairs(arms: list[str], reference: str | None) -> list[tuple[str, str]]:
     """Every arm with the reference; the key pairs; variants and ablations with the method that they vary."""
     pairs = [(arm, reference) for arm in arms if reference is not None and arm != reference]
-    pairs += [(a, b) for a, b in KEY_PAIRS if a in arms and b in arms]
+    pairs += [(a, b) for a, b in (("meta", "start"), *KEY_PAIRS) if a in arms and b in arms]
     pairs += [(arm, "cxr-cml") for arm in (*VARIANTS, *ABLATION) if arm in arms and "cxr-cml" in arms]
     return list(dict.fromkeys(pairs))
 

@@ -1,0 +1,374 @@
+"""The report of an experiment: one HTML page with everything in it, beside it `metrics.json` and the figures."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from cxr import figures
+from cxr.arms import ARMS, MAIN, VARIANTS
+from cxr.evaluation import GROUPS, KEY_PAIRS, PAPER, PAPER_ROWS
+from cxr.results import Result
+
+FOLDER = Path(__file__).parent
+PACKAGES = ("tmixture", "torch", "transformers", "open_clip_torch", "pytorch-metric-learning", "numpy", "scikit-learn")
+DPI = 130
+QUESTIONS = {
+    ("meta", "start"): "Does training on meta labels help?",
+    ("cxr-cml", "meta"): "Does CXR-CML beat training on meta labels alone? (the paper's claim)",
+    ("cxr-cml", "meta-frequency"): "Does CXR-CML beat weights from the label frequencies, which need no clusters?",
+    ("cxr-cml-frequency", "meta-frequency"): "Does CXR-CML add anything to those weights?",
+}
+TESTS = {
+    "splits": "corrected t-test over {n} splits",
+    "seeds": "paired t-test over {n} seeds",
+    "patients": "bootstrap over patients",
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure with its file name, its title and a caption."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def write_report(
+    output: Path,
+    metrics: dict[str, Any],
+    results: Sequence[Result],
+    *,
+    config: Mapping[str, Any],
+    data_set: str,
+    same_as_paper: bool = False,
+    sample_images: Path | None = None,
+) -> Path:
+    """Write `report.html`, `metrics.json` and `figures/*.png` to `output`; each is there whole or not at all.
+
+    Args:
+        output: an existing folder.
+        metrics: from `cxr.evaluation.evaluate`.
+        results: what `metrics` was made from.
+        config: the settings, from `cxr.results.describe`.
+        data_set: what the images are, in words; "simulated …" for a simulated cohort.
+        same_as_paper: the data are MIMIC-CXR-JPG with the CXR-LT 2024 labels; otherwise the paper's numbers are marked
+            as those of another data set.
+        sample_images: a picture of some images, to be shown. Only for images that may be passed on.
+
+    Returns:
+        The path of the page.
+    """
+    run = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "data_set": data_set,
+        "same_as_paper": same_as_paper,
+        "commit": commit(),
+        "versions": versions(),
+        "config": {name: str(v) if v in (math.inf, -math.inf) else v for name, v in config.items()},  # JSON has no ∞
+    }
+    plates = make_plates(metrics, results, config)
+    pictures = {plate.name: _png(plate.figure) for plate in plates}
+    if sample_images is not None:
+        pictures["sample-images"] = sample_images.read_bytes()
+    page = render(run, metrics, plates, pictures)
+    _write(output / "metrics.json", json.dumps({"run": run, **metrics, "paper": PAPER}, indent=1, default=str).encode())
+    for name, picture in pictures.items():
+        _write(output / "figures" / f"{name}.png", picture)
+    _write(output / "report.html", page.encode())
+    return output / "report.html"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def commit() -> str | None:
+    """The commit of this file's repository, with a + when files differ from it; None without git."""
+    try:
+        head, changes = (
+            subprocess.run(["git", "-C", FOLDER, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changes else "")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide about the numbers, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# ------------------------------------------------------------------ figures
+
+
+def make_plates(metrics: dict[str, Any], results: Sequence[Result], config: Mapping[str, Any]) -> list[Plate]:
+    """The figures that the results allow, in the page's order."""
+    arms = list(metrics["arms"])
+    main = [arm for arm in arms if arm in MAIN] or arms
+    reference = metrics["reference"]
+    plates = [
+        Plate(
+            "scores",
+            "Zero-shot AUC of the arms",
+            "Mean AUC over the findings of each group. Lines: 95 % interval, from resampled patients. Small grey dots: "
+            "the single runs. Dotted: chance.",
+            figures.score_plot(metrics, main),
+        )
+    ]
+    compared = [arm for arm in arms if arm in MAIN or arm in VARIANTS]
+    if any(c["a"] in compared and c["b"] == reference for c in metrics["comparisons"]):
+        title = metrics["arms"][reference]["title"]
+        plates.append(
+            Plate(
+                "differences",
+                f"Difference to “{title}”",
+                f"Right of zero: better than “{title}” on the same test images. Lines: 95 % interval of the test named "
+                "in the table of differences. Small grey dots: the single runs.",
+                figures.difference_plot(metrics, compared, reference),
+            )
+        )
+    shown = [arm for arm in ("start", "meta", "meta-frequency", "cxr-cml") if arm in arms] or arms[:4]
+    plates.append(
+        Plate(
+            "findings",
+            "AUC of every finding",
+            "From the most frequent finding down to the rarest, with the number of test images that show it (mean over "
+            "runs); rare findings on grey. Bars grow from 0.5, which is chance. Lines: 95 % interval of DeLong. With "
+            "a handful of positive images the intervals are wide, and one finding alone proves little.",
+            figures.class_auc_plot(metrics, shown),
+        )
+    )
+    plates += _plates_of_one_run(results)
+    if any(result.history and result.arm in main for result in results):
+        plates.append(
+            Plate(
+                "training",
+                "Training curves",
+                "Means over runs by epoch; bands reach from the smallest to the largest run. The training loss of arms "
+                "with sample weights is a weighted one; the validation loss is the plain contrastive loss for all.",
+                figures.training_curves(results, main),
+            )
+        )
+    if any(len(figures.ablation_points(metrics, config, field)) > 1 for field in figures.ABLATIONS):
+        plates.append(
+            Plate(
+                "ablation",
+                "CXR-CML with other settings",
+                "Mean AUC as one setting changes and the others stay. Lines: 95 % interval, from resampled patients.",
+                figures.ablation_plot(metrics, config),
+            )
+        )
+    return plates
+
+
+def _plates_of_one_run(results: Sequence[Result]) -> list[Plate]:
+    """Maps of the embeddings and of the clusters, for the first of the runs with the most arms."""
+    counts = Counter((result.seed, result.fold) for result in results)
+    seed, fold = min(counts, key=lambda key: (-counts[key], key))
+    run = {result.arm: result for result in results if (result.seed, result.fold) == (seed, fold)}
+    where = f"Seed {seed}, fold {fold}."
+    mapped = [run[arm] for arm in ("start", "meta", "cxr-cml") if arm in run] or list(run.values())[:3]
+    plates = [
+        Plate(
+            "embeddings",
+            "The test images as the models see them (t-SNE)",
+            f"{where} Each mark is a test image; close marks have similar embeddings. The colour is the group of the "
+            "image's rarest finding. Distances between far islands mean nothing. The numbers below are measured in "
+            f"the embeddings and not on the map: how many of the {figures.NEIGHBOURS} nearest images of other "
+            "patients belong to the same group, ± half of the 95 % interval over patients.",
+            figures.embedding_map(mapped),
+        )
+    ]
+    clustered = next((run[arm] for arm in ("cxr-cml", *run) if arm in run and (run[arm].clusters >= 0).any()), None)
+    if clustered is not None:
+        title = ARMS[clustered.arm].title if clustered.arm in ARMS else clustered.arm
+        plates.append(
+            Plate(
+                "clusters",
+                "Which findings the clusters hold",
+                f"{where} Arm “{title}”. Columns: clusters of the mixture; rows: findings, the most frequent at the "
+                "top. Bright: the finding is more frequent in this cluster than in all test images; dark: rarer; the "
+                "middle tone: as everywhere, or too few images to tell. A cluster that is bright in related findings "
+                "has found a disease; columns without bright cells split the images by something else, such as "
+                "exposure.",
+                figures.enrichment_map(clustered),
+            )
+        )
+    return plates
+
+
+# ------------------------------------------------------------------ page
+
+
+def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate], pictures: Mapping[str, bytes]) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"auc": auc, "points": points, "p": p_value, "count": count, "quantity": quantity}
+    arms = metrics["arms"]
+    return environment.get_template("report.html.jinja").render(
+        run=run,
+        metrics=metrics,
+        paper=PAPER,
+        paper_rows=PAPER_ROWS,
+        groups=GROUPS,
+        group_titles=figures.GROUP_TITLES,
+        main=[arm for arm in arms if arm in MAIN or arm not in ARMS],
+        variants=[arm for arm in arms if arm in VARIANTS],
+        ablation=ablation_rows(metrics, run["config"]),
+        comparisons={(c["a"], c["b"]): c for c in metrics["comparisons"]},
+        costs=[arm for arm in arms if arms[arm]["cost"]],
+        answers=answers(metrics),
+        key_pairs=[(c["a"], c["b"]) for c in metrics["comparisons"] if (c["a"], c["b"]) in KEY_PAIRS],
+        finding_counts=finding_counts(metrics),
+        incomplete=[arm for arm in arms if arms[arm]["n_runs"] < len(metrics["runs"])],
+        simulated=run["data_set"].startswith("simulated"),
+        plates={plate.name: plate for plate in plates},
+        pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
+        method=method,
+        wins=wins,
+    )
+
+
+def answers(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a reader wants to know, each question with the differences that answer it, rare findings first."""
+    found = {(c["a"], c["b"]): c["auc"] for c in metrics["comparisons"]}
+    return [
+        {
+            "question": question,
+            "a": metrics["arms"][pair[0]]["title"],
+            "b": metrics["arms"][pair[1]]["title"],
+            "lines": [
+                {"group": group, "difference": found[pair][group], "reading": reading(found[pair][group])}
+                for group in ("rare", "total")
+                if found[pair][group] is not None
+            ],
+        }
+        for pair, question in QUESTIONS.items()
+        if pair in found
+    ]
+
+
+def reading(difference: dict[str, Any]) -> str:
+    """A difference in words: shown only when p is below 0.05 and the interval excludes zero."""
+    low, high, p = (difference["verdict"][name] for name in ("low", "high", "p"))
+    if None in (low, high, p) or p >= 0.05 or low <= 0 <= high:
+        return "no difference shown"
+    return "a gain" if low > 0 else "a loss"
+
+
+def method(difference: dict[str, Any]) -> str:
+    """The test behind a verdict, in words."""
+    test = difference["verdict"]["test"]
+    return TESTS[test].format(n=difference[test].get("n"))
+
+
+def wins(difference: dict[str, Any]) -> str:
+    """In how many seeds, or else folds, a was better than b; empty for a single run."""
+    by_seed: dict[int, list[float]] = {}
+    for run in difference["runs"]:
+        by_seed.setdefault(run["seed"], []).append(run["value"])
+    if len(by_seed) > 1:
+        values, unit = [sum(folds) / len(folds) for folds in by_seed.values()], "seeds"
+    else:
+        values, unit = [run["value"] for run in difference["runs"]], "folds"
+    return f"{sum(value > 0 for value in values)}/{len(values)} {unit}" if len(values) > 1 else ""
+
+
+def finding_counts(metrics: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
+    """For the key pairs: single findings with a gain or a loss at p < 0.05, and how many chance alone would give."""
+    counts = {}
+    for comparison in metrics["comparisons"]:
+        if comparison["classes"] is not None:
+            tested = [d for d in comparison["classes"].values() if d is not None and d["p"] is not None]
+            sure = [d for d in tested if d["p"] < 0.05]
+            counts[comparison["a"], comparison["b"]] = {
+                "tested": len(tested),
+                "gains": sum(d["value"] > 0 for d in sure),
+                "losses": sum(d["value"] < 0 for d in sure),
+                "chance": 0.05 * len(tested),
+            }
+    return counts
+
+
+def ablation_rows(metrics: dict[str, Any], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of Table 3: what is set to what, the arm, and the paper's numbers for it."""
+    names = {"dof": "ν = {}", "batch_size": "batch size {}", "n_components": "N = {}"}
+    rows = []
+    for field, name in names.items():
+        points = figures.ablation_points(metrics, config, field)
+        for value, arm in points if len(points) > 1 else []:
+            label = name.format("∞" if value == float("inf") else f"{value:g}")
+            rows.append({"label": label, "arm": arm, "paper": PAPER["table3"].get(label)})
+    return rows
+
+
+# ------------------------------------------------------------------ numbers as text
+
+
+def auc(value: float | None) -> str:
+    """0.7154 → "0.715"."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of 0.0123 in AUC → "+1.2", with a minus sign that is one."""
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """0.0123 → "p = 0.012"."""
+    if value is None:
+        return "no p-value"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
+
+
+def count(value: float | None) -> str:
+    """12345.6 → "12,346"."""
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def quantity(value: float, name: str) -> str:
+    """A cost with its unit: seconds, FLOPs or bytes."""
+    if name == "seconds_per_step":
+        return f"{1000 * value:,.1f} ms"
+    return f"{value / 1e9:,.2f} GFLOP" if name == "flops_per_step" else f"{value / 2**20:,.0f} MiB"
