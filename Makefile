@@ -1,38 +1,38 @@
-# make demo, make test, make lint. Override the interpreter or the environment's folder: make test PYTHON=python3.12 VENV=/tmp/env
+# make demo, make test, make lint. Override the interpreter or a folder: make test PYTHON=python3.12 VENV=/tmp/env
 PYTHON ?= python3
-VENV ?= .venv
+VENV ?= .venv-test
+# The demo has an environment of its own: the tests' one holds a torchvision for open_clip that may not fit its torch.
+DEMO_VENV ?= .venv
 
-PIP := $(VENV)/bin/python -m pip install --quiet
-# For the open_clip examples. Left out of the extras and installed without dependencies, so that their pins of torch
+# For the open_clip tests. Left out of the extras and installed without dependencies, so that their pins of torch
 # cannot replace the build of torch that is there; the other packages they import follow in the second line.
 OPEN_CLIP := torchvision timm ftfy open_clip_torch
 OPEN_CLIP_NEEDS := regex wcwidth huggingface_hub
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/.examples-installed
-	$(VENV)/bin/python examples/cxr_cml.py
+demo: $(DEMO_VENV)/.installed
+	$(DEMO_VENV)/bin/python examples/cxr_cml.py
 
-test: $(VENV)/.dev-installed
+test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m pytest --cov --cov-report=term
 
-lint: $(VENV)/.dev-installed
+lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV)
-
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	rm -rf $(VENV) $(DEMO_VENV)
 
 # The stamps make the second call quick; the package itself is installed editable, so only its requirements age.
-$(VENV)/.examples-installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e ".[examples]"
+$(DEMO_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip install --quiet -e ".[examples]"
 	touch $@
 
-$(VENV)/.dev-installed: pyproject.toml Makefile | $(VENV)/bin/python
-	$(PIP) -e ".[dev]" $(OPEN_CLIP_NEEDS)
-	$(PIP) --no-deps $(OPEN_CLIP)
+$(VENV)/.installed-for-tests: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e ".[dev]" $(OPEN_CLIP_NEEDS)
+	$(VENV)/bin/python -m pip install --quiet --no-deps $(OPEN_CLIP)
 	touch $@

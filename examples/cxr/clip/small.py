@@ -1,4 +1,4 @@
-"""Two small CLIP models for a laptop, trained from scratch: a Hugging Face ViT and a residual convolutional one."""
+"""Two small CLIP models for a laptop, trained from scratch: a Hugging Face ViT and a convolutional one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def small_clip(
 def small_conv_clip(
     captions: Iterable[str], *, image_size: int = 64, context_length: int = 77, seed: int = 0
 ) -> SmallConvClip:
-    """A small CLIP with a residual convolutional image encoder, which learns more from few images than a ViT.
+    """A small CLIP with a convolutional image encoder, which learns more from few images than a ViT.
 
     Args:
         captions: The texts that the tokenizer learns its vocabulary from.
@@ -66,7 +66,7 @@ def small_conv_clip(
 
 
 class SmallConvClip(ClipModel):
-    """A residual convolutional image encoder beside a small Hugging Face CLIP text encoder."""
+    """A convolutional image encoder beside a small Hugging Face CLIP text encoder."""
 
     def __init__(
         self, tokenizer: transformers.PreTrainedTokenizerFast, *, image_size: int, context_length: int
@@ -106,36 +106,24 @@ class SmallConvClip(ClipModel):
         return self.log_scale.exp()
 
 
-class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions, normalised before each, added to their input."""
+def conv_encoder(embedding_size: int, widths: Sequence[int] = (32, 64, 96, 160)) -> nn.Sequential:
+    """Convolutions at 1/2, 1/4 and 1/8 of the resolution, then the maxima over the quadrants of the image, projected.
 
-    def __init__(self, width: int) -> None:
-        """Makes a block for `width` channels."""
-        super().__init__()
-        self.branch = nn.Sequential(*convolution(width, width), *convolution(width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) → the same shape."""
-        return x + self.branch(x)
-
-
-def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
-    """Normalisation, activation and a 3×3 convolution."""
-    # Group normalisation: a batch of 32 is too small for stable batch statistics, and evaluation stays the same.
-    return [
-        nn.GroupNorm(8, inputs),
-        nn.ReLU(),
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-    ]
-
-
-def conv_encoder(embedding_size: int, widths: Sequence[int] = (32, 48, 96, 192)) -> nn.Sequential:
-    """Residual stages at 1/2, 1/4, 1/8 and 1/16 of the resolution, then the mean over positions and a projection."""
-    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False)]
+    Maxima and not means: a finding may be a few pixels. Quadrants: many findings are told by where they are.
+    """
+    layers: list[nn.Module] = [*convolution(3, widths[0], kernel=5, stride=2)]
     for inputs, outputs in pairwise(widths):
-        layers += [*convolution(inputs, outputs, stride=2), ResidualBlock(outputs)]
-    pool = [nn.GroupNorm(8, widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *pool, nn.Linear(widths[-1], embedding_size, bias=False))
+        layers += [*convolution(inputs, outputs, kernel=3), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], embedding_size))
+
+
+def convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution, normalised over the batch and rectified."""
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    ]
 
 
 def text_config(tokenizer: transformers.PreTrainedTokenizerFast, context_length: int) -> transformers.CLIPTextConfig:

@@ -1,0 +1,92 @@
+"""The cluster stage of an arm: pseudo-labels and sample weights from a mixture, and the metric loss on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from cxr.arms import Arm
+from losses import ClusterTripletLoss, ClusterWeights, ReleasedClusterLoss, inverse
+from tmixture import StudentTMixture
+
+
+class ClusterStage(nn.Module):
+    """What an arm adds to the contrastive loss of a batch.
+
+    The mixture is fitted at the end of every epoch to the features seen in it (the paper's 40 components cannot be
+    fitted to a batch of 32), so the first epoch is trained without clusters.
+
+    Args:
+        arm: what to do with the clusters.
+        embedding_size: d of the model's embeddings.
+        n_components: of the mixture.
+        dof: its degrees of freedom.
+        seed: of its initialisation.
+    """
+
+    def __init__(self, arm: Arm, embedding_size: int, *, n_components: int, dof: float, seed: int) -> None:
+        super().__init__()
+        self.arm = arm
+        width = 2 * embedding_size if arm.features == "joint" else embedding_size
+        mixture = StudentTMixture(n_components, width, dof=dof, generator=seed)
+        self.metric = ClusterTripletLoss(mixture, margin=arm.margin, refit="external")
+        self.weights = ClusterWeights(mixture, mass=inverse(arm.mass_exponent), outlier=True)
+        self.released = ReleasedClusterLoss(seed=seed)
+        self.seen: list[Tensor] = []
+
+    @property
+    def mixture(self) -> StudentTMixture:
+        """The mixture."""
+        return self.metric.mixture
+
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (B,) with mean one for the contrastive loss, and the metric loss, from embeddings (B, d)."""
+        ones = torch.ones(len(images), device=images.device)
+        if self.arm.released:
+            return ones, self.released(images, texts)
+        features = self.features(images, texts).detach()
+        self.seen.append(features.cpu())
+        if not self.mixture.fitted:
+            return ones, images.sum() * 0
+        weights = self.weights(features) if self.arm.cluster_weights else ones
+        if self.arm.shuffle_weights:
+            weights = weights[torch.randperm(len(weights))]
+        if not self.arm.metric_weight:
+            return weights, images.sum() * 0
+        if self.arm.shuffle_labels:
+            labels = self.mixture.predict(features)[torch.randperm(len(features))]
+            return weights, self.metric(images, labels)
+        return weights, self.metric(images, cluster_embeddings=features)
+
+    def features(self, images: Tensor, texts: Tensor) -> Tensor:
+        """What the mixture clusters: unit-norm embeddings of images, of texts, or both side by side."""
+        images, texts = normalize(images.float(), dim=1), normalize(texts.float(), dim=1)
+        if self.arm.features == "joint":
+            return torch.cat([images, texts], dim=1) / 2**0.5
+        return images if self.arm.features == "image" else texts
+
+    def end_epoch(self) -> dict[str, float]:
+        """Refit the mixture to the epoch's features; returns statistics of the clusters."""
+        if self.arm.released:
+            return {}
+        churn = self.metric.end_epoch(torch.cat(self.seen).to(self.mixture.means.device))
+        self.seen = []
+        statistics = {**self.metric.statistics, "churn": churn}
+        return {f"cluster_{name}": float(value) for name, value in statistics.items()}
+
+    def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
+        """The component of each row of embeddings (n, d); -1 where there is no mixture."""
+        if not self.mixture.fitted:
+            return np.full(len(images), -1)
+        return self.mixture.predict(self.features(images, texts)).cpu().numpy()
+
+    def get_extra_state(self) -> Tensor:
+        """The features of an unfinished epoch, for an exact resume."""
+        return torch.cat(self.seen) if self.seen else torch.empty(0, self.mixture.n_features)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` gave."""
+        self.seen = [state] if len(state) else []

@@ -1,0 +1,63 @@
+"""Texts as a CLIP model reads them: each different caption tokenised once, images pointing at theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cxr.captions import PAPER
+from cxr.clip import ClipModel
+from cxr.devices import DEVICES
+from cxr.labels import LABELS
+from cxr.reports import DENIALS, DEVICE_FRAMES, FRAMES, NOISE, NORMAL, WORDING
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The captions of N images.
+
+    Attributes:
+        tokens: (U, L) the different captions.
+        ids: (N,) which caption an image has; -1 for none.
+    """
+
+    tokens: Tensor
+    ids: Tensor
+
+
+def tokenize(model: ClipModel, captions: Sequence[str | None]) -> Texts:
+    """Tokenise captions; None is an image without one."""
+    different = list(dict.fromkeys(caption for caption in captions if caption is not None))
+    if not different:
+        raise ValueError("captions: no image has one, so there is nothing to train on")
+    number = {caption: i for i, caption in enumerate(different)}
+    ids = [-1 if caption is None else number[caption] for caption in captions]
+    return Texts(model.tokenize(different), torch.tensor(ids))
+
+
+def encode_captions(model: ClipModel, texts: Texts, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, d) and caption numbers (B,) of the images `rows`; zeros where there is no caption.
+
+    A caption that occurs several times in the batch is encoded once.
+    """
+    ids = texts.ids[rows]
+    different, position = ids.clamp(min=0).unique(return_inverse=True)
+    embeddings = model.encode_text(texts.tokens[different].to(model.device))[position.to(model.device)]
+    ids = ids.to(model.device)
+    return embeddings * (ids >= 0)[:, None], ids
+
+
+def vocabulary() -> Iterable[str]:
+    """What a small model's tokenizer is trained on: the same for every data set, so that checkpoints can be shared."""
+    names = [label.lower() for label in LABELS]
+    how = (("mild ", "left "), ("moderate ", "right "), ("severe ", "bilateral "))
+    findings = [text.format(s=s, side=side) for texts in WORDING.values() for text in texts for s, side in how]
+    yield from names
+    yield from (PAPER.finding.replace("{}", name) for name in names)
+    yield from (frame.format(text) for frame in (*FRAMES, *DENIALS) for text in (*names, *findings))
+    yield from (frame.format(device) for frame in DEVICE_FRAMES for device in DEVICES)
+    yield from NORMAL
+    yield from NOISE

@@ -1,0 +1,305 @@
+"""Training of one arm: the contrastive loss, the cluster stage beside it, checkpoints, and what a step costs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from cxr.arms import Arm
+from cxr.clip import ClipModel
+from cxr.clusters import ClusterStage
+from cxr.images import ImageStore, normalize
+from cxr.losses import Duplicates, contrastive_loss
+from cxr.splits import Split
+from cxr.texts import Texts, encode_captions
+from losses import LabelWeights
+
+CHECKPOINT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """What training reads: N images, their texts and their labels (N, C)."""
+
+    store: ImageStore
+    texts: Texts
+    labels: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how fast and in what portions.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: images per step.
+        accumulate: steps whose gradients are added up before the weights move.
+        learning_rate: of AdamW, at the start; divided by ten when the validation loss stops falling for `patience`
+            epochs.
+        weight_decay: of AdamW.
+        patience: in epochs.
+        duplicates: what an identical caption elsewhere in the batch counts as, see `cxr.losses`; the same in all arms.
+        seed: of the order of the images.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    accumulate: int = 1
+    weight_decay: float = 1e-4
+    patience: int = 2
+    duplicates: Duplicates = "share"
+    seed: int = 0
+
+
+class Trainer:
+    """One model being trained as one arm.
+
+    Args:
+        model: the starting point; it is trained in place.
+        data: images, texts and labels.
+        split: which rows to train on, and which to watch.
+        arm: what to add to the contrastive loss.
+        schedule: how long and how fast.
+        stage: the arm's mixture and metric loss; None for an arm without.
+        folder: where the checkpoint and the TensorBoard log go.
+        tensorboard: whether to write a TensorBoard log.
+    """
+
+    def __init__(
+        self,
+        model: ClipModel,
+        data: Data,
+        split: Split,
+        arm: Arm,
+        schedule: Schedule,
+        stage: ClusterStage | None,
+        folder: Path,
+        *,
+        tensorboard: bool = False,
+    ) -> None:
+        self.model, self.data, self.split, self.arm, self.schedule = model, data, split, arm, schedule
+        self.stage = stage
+        self.folder = folder
+        self.label_weights = LabelWeights(data.labels[split.train].astype(np.uint8)) if arm.label_weights else None
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, factor=0.1, patience=schedule.patience
+        )
+        self.epoch = self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.sums: dict[str, float] = {}
+        self.log = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.log = SummaryWriter(str(folder))
+
+    def run(self, title: str) -> None:
+        """Train to the end, from the checkpoint if there is one: killed and run again, it ends with the same weights."""
+        self._resume()
+        while self.epoch < self.schedule.epochs:
+            self._train_epoch(f"{title}, epoch {self.epoch + 1}/{self.schedule.epochs}")
+            self._finish_epoch()
+        self.model.eval()
+
+    def _train_epoch(self, title: str) -> None:
+        self.model.train()
+        batches = self._batches()
+        started = saved = time.monotonic()
+        with tqdm(batches, desc=title, initial=self.step, total=len(batches), unit="step", leave=False) as progress:
+            for rows in batches[self.step :]:
+                losses = self._step(rows)
+                self.step += 1
+                for name, value in losses.items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+                progress.update()
+                progress.set_postfix({name: f"{total / self.step:.3f}" for name, total in self.sums.items()})
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self.sums["seconds"] = self.sums.get("seconds", 0.0) + time.monotonic() - started
+                    self._save()
+                    started = saved = time.monotonic()
+        self.sums["seconds"] = self.sums.get("seconds", 0.0) + time.monotonic() - started
+
+    def _step(self, rows: Tensor) -> dict[str, float]:
+        """One batch: forward, backward, and every `accumulate` batches a step of the optimizer."""
+        contrastive, metric = self.losses(rows)
+        total = contrastive + self.arm.metric_weight * metric
+        (total / self.schedule.accumulate).backward()
+        if (self.step + 1) % self.schedule.accumulate == 0 or self.step + 1 == len(self._batches()):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return {"contrastive": float(contrastive), "metric": float(metric)}
+
+    def losses(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The contrastive loss, weighted as the arm says, and the metric loss of a batch."""
+        device = self.model.device
+        labels = torch.from_numpy(self.data.labels[rows.numpy()])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            images = self.model.encode_image(self._pixels(rows))
+            texts, caption_ids = encode_captions(self.model, self.data.texts, rows)
+        weights = torch.ones(len(rows), device=device)
+        if self.label_weights is not None:
+            weights = weights * self.label_weights(labels).to(device)
+        metric = images.new_zeros(())
+        if self.stage is not None:
+            cluster_weights, metric = self.stage(images, texts)
+            weights = weights * cluster_weights
+        contrastive = contrastive_loss(
+            images,
+            texts,
+            self.model.logit_scale,
+            caption_ids=caption_ids,
+            duplicates=self.schedule.duplicates,
+            labels=labels.to(device),
+            weights=weights,
+        )
+        return contrastive, metric
+
+    @torch.inference_mode()
+    def validation_loss(self) -> float:
+        """The plain contrastive loss on the validation part, in batches that never change."""
+        self.model.eval()
+        total, device = 0.0, self.model.device
+        order = torch.randperm(len(self.split.validation), generator=torch.Generator().manual_seed(0))
+        rows = torch.from_numpy(self.split.validation)[order]
+        for part in rows.split(self.schedule.batch_size):
+            images = self.model.encode_image(self._pixels(part))
+            texts, caption_ids = encode_captions(self.model, self.data.texts, part)
+            labels = torch.from_numpy(self.data.labels[part.numpy()]).to(device)
+            scale, duplicates = self.model.logit_scale, self.schedule.duplicates
+            loss = contrastive_loss(images, texts, scale, caption_ids=caption_ids, duplicates=duplicates, labels=labels)
+            total += float(loss) * len(part)
+        return total / len(rows)
+
+    def _finish_epoch(self) -> None:
+        """Refit the mixture, look at the validation part, and note how the epoch went."""
+        started = time.monotonic()
+        statistics = self.stage.end_epoch() if self.stage is not None else {}
+        self.sums["seconds"] += time.monotonic() - started
+        steps = len(self._batches())
+        entry = {
+            "epoch": self.epoch + 1.0,
+            "seconds": self.sums["seconds"],
+            "contrastive": self.sums["contrastive"] / steps,
+            "metric": self.sums["metric"] / steps,
+            "validation": self.validation_loss(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            **statistics,
+        }
+        self.scheduler.step(entry["validation"])
+        self.history.append(entry)
+        if self.log is not None:
+            for name, value in entry.items():
+                self.log.add_scalar(name, value, self.epoch + 1)
+            self.log.flush()
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self._save()
+
+    def _batches(self) -> list[Tensor]:
+        """The epoch's batches: an order that depends on the seed and the epoch alone, the same for every arm."""
+        generator = torch.Generator().manual_seed(self.schedule.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(self.split.train), generator=generator)
+        return list(torch.from_numpy(self.split.train)[order].split(self.schedule.batch_size))
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        return normalize(torch.from_numpy(self.data.store[rows.numpy()]).to(self.model.device))
+
+    def clusters(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
+        """The component of each row of image and text embeddings (n, d); -1 for an arm without a mixture."""
+        if self.stage is None:
+            return np.full(len(images), -1)
+        return self.stage.predict(images.to(self.model.device), texts.to(self.model.device))
+
+    def discard_checkpoint(self) -> None:
+        """Free the disk once the outcome is kept elsewhere."""
+        self._checkpoint.unlink(missing_ok=True)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "stage": None if self.stage is None else self.stage.state_dict(),
+            "gradients": [parameter.grad for parameter in self.model.parameters()],
+            "random": torch.get_rng_state(),
+            "progress": (self.epoch, self.step, self.sums, self.history),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self._checkpoint.with_suffix(".part")
+        torch.save(state, partial)
+        os.replace(partial, self._checkpoint)
+
+    def _resume(self) -> None:
+        torch.manual_seed(self.schedule.seed)
+        if not self._checkpoint.exists():
+            return
+        state: dict[str, Any] = torch.load(self._checkpoint, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.stage is not None:
+            self.stage.load_state_dict(state["stage"])
+        for parameter, gradient in zip(self.model.parameters(), state["gradients"]):
+            parameter.grad = gradient
+        torch.set_rng_state(state["random"].cpu())
+        self.epoch, self.step, self.sums, self.history = state["progress"]
+
+
+def step_cost(trainer: Trainer) -> dict[str, float]:
+    """What a step of training costs: seconds (the mean of the training, refits included), FLOPs, bytes at the peak.
+
+    FLOPs are counted by `torch.utils.flop_counter`, forward and backward. The bytes are those allocated during the
+    step beyond what was there before it, on the GPU where there is one, else by the profiler on the CPU.
+    """
+    batches = trainer._batches()
+    rows = batches[0]
+    seconds = sum(entry["seconds"] for entry in trainer.history)
+
+    def step() -> None:
+        contrastive, metric = trainer.losses(rows)
+        (contrastive + trainer.arm.metric_weight * metric).backward()
+        trainer.model.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    if trainer.model.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            step()
+        peak = max(running_total(profile), default=0)
+    return {
+        "seconds_per_step": seconds / max(1, len(batches) * len(trainer.history)),
+        "flops_per_step": float(counter.get_total_flops()),
+        "peak_bytes": float(peak),
+    }
+
+
+def running_total(profile: torch.profiler.profile) -> Iterator[int]:
+    """Bytes allocated so far, at every allocation that the profiler saw."""
+    total = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            total += event.nbytes()  # type: ignore[union-attr]
+            yield total

@@ -1,0 +1,289 @@
+"""CXR-CML end to end: zero-shot classification of long-tailed, multi-label chest X-rays with a cluster metric loss.
+
+    python examples/cxr_cml.py                                   # a simulated cohort, minutes on a laptop
+    python examples/cxr_cml.py --data-root mimic-cxr-jpg/2.1.0 --labels cxr-lt-2024/train_labeled.csv \
+        --init chexzero.pt --folds 5                             # the paper's experiment
+
+The script reads as the paper's method section: the data and its splits, the starting point, the arms that are trained
+from it with the same data order, the zero-shot evaluation, the report. Its parts are the modules of `examples/cxr`.
+Everything finished is kept in `--output`: run again after a kill, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+import tyro
+
+from cxr.arms import ABLATION, ARMS, MAIN, VARIANTS, Arm
+from cxr.captions import PAPER, captions
+from cxr.clip import ClipModel, load_clip
+from cxr.clusters import ClusterStage
+from cxr.cohort import simulate_cohort
+from cxr.cxr_lt import Cohort, Views, rare_findings, read_cohort
+from cxr.evaluation import evaluate
+from cxr.images import ImageStore, decode_images, normalize
+from cxr.losses import Duplicates
+from cxr.report import write_report
+from cxr.results import Result, describe, load_results
+from cxr.splits import Split, holdout, k_fold
+from cxr.texts import encode_captions, tokenize, vocabulary
+from cxr.training import Data, Schedule, Trainer, step_cost
+from cxr.zeroshot import encode_classes, encode_images, zero_shot_probabilities
+
+
+@dataclass(frozen=True)
+class Config:
+    """The experiment. The defaults are quick ones for the simulated cohort; with --data-root they are the paper's."""
+
+    data_root: Path | None = None
+    """Folder of MIMIC-CXR-JPG or of images laid out like it; without it a cohort is simulated."""
+    labels: Path | None = None
+    """CXR-LT label file that belongs to the data root."""
+    output: Path = Path("runs/cxr-cml")
+    """Where everything goes: decoded images, checkpoints, results, report."""
+
+    model: str = "small-conv"
+    """small-conv, small, hf:NAME, open_clip:NAME, openai:NAME or the folder of a Hugging Face model."""
+    init: Path | None = None
+    """Checkpoint to start from, such as CheXzero's."""
+    image_size: int = 64
+    """Side of the images in pixels."""
+    views: Views = "AP+PA"
+    """Which images take part; all-but-LL probably is the paper's choice."""
+    empty_caption: str | None = None
+    """Caption of an image without findings; None leaves it without a caption loss."""
+    duplicates: Duplicates = "share"
+    """What an identical caption elsewhere in the batch counts as, in all arms."""
+
+    arms: tuple[str, ...] = tuple(MAIN)
+    """Names of arms; examples/cxr/arms.py says what each of them is."""
+    ablation: bool = False
+    """Add the variants, the controls and the ablations over dof, batch size and number of components."""
+    epochs: int = 8
+    """Passes over the training part, for every arm."""
+    pretrain_epochs: int = 12
+    """Epochs on report sentences that make the starting point, where reports.csv lies beside the labels."""
+    batch_size: int = 32
+    """Images per step."""
+    accumulate: int = 1
+    """Steps whose gradients are added up before the weights move."""
+    learning_rate: float = 3e-4
+    """Of AdamW, for every arm."""
+    n_components: int = 40
+    """Components of the mixture, the paper's N."""
+    dof: float = 4.0
+    """Degrees of freedom of the mixture."""
+
+    folds: int = 1
+    """1 is one patient-disjoint 80:20 split, more a cross-validation."""
+    seeds: int = 1
+    """How many seeds; each has its own splits, initial weights and data order."""
+    first_seed: int = 0
+    """The first of them."""
+    rare_below: int | None = None
+    """Findings with fewer positives are rare; None takes the paper's twelve."""
+    simulated_images: int = 4000
+    """Size of the simulated cohort."""
+    simulated_tail: float = 0.45
+    """Exponent on the prevalences of rare findings: 1 is CXR-LT's, less lifts them."""
+    cohort_seed: int = 0
+    """Seed of the simulated cohort."""
+
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to train."""
+    tensorboard: bool = False
+    """Write TensorBoard logs beside the checkpoints."""
+
+
+PAPER_CONFIG = Config(
+    model="open_clip:ViT-B-32-quickgelu", image_size=224, epochs=10, pretrain_epochs=0, learning_rate=1e-6
+)
+PRETRAINING = Arm("Pretraining on reports")
+PRETRAINING_RATE = 1e-3
+
+
+def main(config: Config) -> None:
+    """Run the experiment and write the report."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = checked(config)
+    cohort, store, reports = prepare(config)
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        for fold, split in enumerate(splits(cohort, config, seed)):
+            run_fold(cohort, store, reports, split, config, seed, fold)
+    results = load_results(config.output)
+    rare = rare_findings(cohort, below=config.rare_below)
+    metrics = evaluate(results, rare=rare, seed=0)
+    page = write_report(config.output, metrics, results, describe(config))
+    logging.info("report: %s", page)
+
+
+def checked(config: Config) -> Config:
+    """The configuration with the arms of the ablation written out; ends with a message where it cannot be run."""
+    if (config.data_root is None) != (config.labels is None):
+        raise SystemExit("--data-root and --labels belong together: give both, or neither for a simulated cohort")
+    unknown = [name for name in config.arms if name not in ARMS]
+    if unknown or not config.arms:
+        raise SystemExit(f"--arms: {', '.join(unknown) or 'none'} given; choose from {', '.join(ARMS)}")
+    for name in ("epochs", "batch_size", "accumulate", "n_components", "folds", "seeds", "simulated_images"):
+        if getattr(config, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    if config.ablation:
+        config = replace(config, arms=tuple(dict.fromkeys((*config.arms, *VARIANTS, *ABLATION))))
+    return config
+
+
+# ------------------------------------------------------------------ data
+
+
+def prepare(config: Config) -> tuple[Cohort, ImageStore, list[str | None] | None]:
+    """The labelled images, read or simulated, decoded once to an 8-bit memory map; and their reports, if any."""
+    root, labels = config.data_root, config.labels
+    if root is None or labels is None:
+        root = simulate_cohort(
+            config.output / "cohort",
+            n_images=config.simulated_images,
+            image_size=config.image_size,
+            tail=config.simulated_tail,
+            seed=config.cohort_seed,
+        )
+        labels = root / "train_labeled.csv"
+    cohort = read_cohort(root, labels, views=config.views)
+    store = decode_images(cohort.images, root, config.output / "images", size=config.image_size)
+    cohort = cohort.subset(store.rows)
+    return cohort, store, read_reports(labels.with_name("reports.csv"), cohort)
+
+
+def read_reports(path: Path, cohort: Cohort) -> list[str | None] | None:
+    """The impression of each image's report, None where it has none; None if there is no such file."""
+    if not path.exists():
+        return None
+    impressions = pd.read_csv(path).set_index("dicom_id")["impression"].reindex(cohort.images["dicom_id"])
+    return [text if isinstance(text, str) and text.strip() else None for text in impressions]
+
+
+def splits(cohort: Cohort, config: Config, seed: int) -> list[Split]:
+    """Patient-disjoint training, validation and test parts."""
+    if config.folds == 1:
+        return [holdout(cohort.labels, cohort.subject_ids, seed=seed)]
+    return k_fold(cohort.labels, cohort.subject_ids, n_folds=config.folds, seed=seed)
+
+
+# ------------------------------------------------------------------ training
+
+
+def run_fold(
+    cohort: Cohort,
+    store: ImageStore,
+    reports: list[str | None] | None,
+    split: Split,
+    config: Config,
+    seed: int,
+    fold: int,
+) -> None:
+    """Train and test every arm from one starting point. What is finished already is not done again."""
+    waiting = [arm for arm in config.arms if not Result.path(config.output, arm, seed, fold).exists()]
+    if not waiting:
+        return
+    start = starting_point(store, cohort, reports, split, config, seed, fold)
+    style = replace(PAPER, empty=config.empty_caption)
+    texts = tokenize(start, captions(cohort.labels, cohort.label_names, style))
+    data = Data(store, texts, cohort.labels)
+    for name in waiting:
+        logging.info("seed %d, fold %d: %s", seed, fold, ARMS[name].title)
+        model = copy.deepcopy(start)
+        trainer = make_trainer(model, data, split, ARMS[name], config, seed, fold, name)
+        if ARMS[name].trained:
+            trainer.run(ARMS[name].title)
+        test(model, trainer, cohort, split, name, seed, fold).save(config.output)
+        trainer.discard_checkpoint()
+
+
+def starting_point(
+    store: ImageStore,
+    cohort: Cohort,
+    reports: list[str | None] | None,
+    split: Split,
+    config: Config,
+    seed: int,
+    fold: int,
+) -> ClipModel:
+    """The model that all arms start from: a checkpoint, or one pretrained on report sentences as CheXzero was."""
+    small = config.model in ("small", "small-conv")
+    model = load_clip(
+        config.model,
+        init=config.init,
+        captions=vocabulary() if small else None,
+        image_size=config.image_size if small else None,
+        seed=seed,
+    ).to(config.device)
+    if config.init is None and reports is not None and config.pretrain_epochs:
+        data = Data(store, tokenize(model, reports), cohort.labels)
+        pretraining = replace(config, epochs=config.pretrain_epochs, learning_rate=PRETRAINING_RATE, accumulate=1)
+        make_trainer(model, data, split, PRETRAINING, pretraining, seed, fold, "pretraining").run(PRETRAINING.title)
+    elif config.init is None and small:
+        logging.warning("no --init and no reports to pretrain on: all arms start from random weights")
+    return model
+
+
+def make_trainer(
+    model: ClipModel, data: Data, split: Split, arm: Arm, config: Config, seed: int, fold: int, name: str
+) -> Trainer:
+    """The trainer of one arm, with its mixture and metric loss."""
+    schedule = Schedule(
+        epochs=config.epochs,
+        batch_size=arm.batch_size or config.batch_size,
+        learning_rate=config.learning_rate,
+        accumulate=config.accumulate,
+        duplicates=config.duplicates,
+        seed=seed,
+    )
+    stage = None
+    if arm.clusters or arm.released:
+        stage = ClusterStage(
+            arm,
+            model.embedding_size,
+            n_components=arm.n_components or config.n_components,
+            dof=arm.dof or config.dof,
+            seed=seed,
+        ).to(config.device)
+    folder = config.output / "runs" / f"seed{seed}-fold{fold}" / name
+    return Trainer(model, data, split, arm, schedule, stage, folder, tensorboard=config.tensorboard)
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+def test(model: ClipModel, trainer: Trainer, cohort: Cohort, split: Split, name: str, seed: int, fold: int) -> Result:
+    """Zero-shot classification of the test part, as CheXzero does it."""
+    rows, texts = torch.from_numpy(split.test), trainer.data.texts
+    batches = (normalize(torch.from_numpy(trainer.data.store[part.numpy()])) for part in rows.split(256))
+    embeddings = encode_images(model, batches, progress=False)
+    with torch.inference_mode():
+        own_texts = torch.cat([encode_captions(model, texts, part)[0] for part in rows.split(256)])
+    return Result(
+        arm=name,
+        seed=seed,
+        fold=fold,
+        label_names=list(cohort.label_names),
+        rows=split.test,
+        patients=cohort.subject_ids[split.test],
+        labels=cohort.labels[split.test],
+        probabilities=zero_shot_probabilities(embeddings, encode_classes(model, cohort.label_names)),
+        embeddings=embeddings,
+        clusters=trainer.clusters(torch.from_numpy(embeddings), own_texts),
+        train_counts=cohort.labels[split.train].sum(axis=0),
+        history=trainer.history,
+        cost=step_cost(trainer) if ARMS[name].trained else {},
+    )
+
+
+if __name__ == "__main__":
+    on_real_data = any(argument.startswith(("--data-root", "--data_root")) for argument in sys.argv)
+    main(tyro.cli(Config, default=PAPER_CONFIG if on_real_data else Config(), description=__doc__))
