@@ -32,6 +32,9 @@ class Rules:
             out until it has five times as many of its own, so that a component of one or two rows is no spike, and one
             of many rows is exactly the maximum likelihood.
         prior_variance: in squared units of the data.
+        anchor_rows: rows at its own mean that a component without rows is credited with, in its weight and its mean;
+            fading like `prior_rows`. In a stream a component may have to wait for its first rows: it must not run to
+            the wrong ones meanwhile, nor be left with a weight that no row can overcome.
     """
 
     scale_update: Literal["px", "classic"]
@@ -41,6 +44,7 @@ class Rules:
     distributed: bool = False
     prior_rows: float = 0.0
     prior_variance: float = 0.0
+    anchor_rows: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,21 +152,22 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     """
     structure = type(parameters.scale)
     n, w = statistics.responsibility, statistics.mass
+    weight_per_row = statistics.weight / statistics.rows
+    anchor = (rules.anchor_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
+    weights = ((n + anchor) / (n + anchor).sum()).clamp(min=torch.finfo(torch.float32).tiny)
     alive = (w > torch.finfo(w.dtype).tiny * 1e6) & (n > torch.finfo(n.dtype).tiny * 1e6)
     n, w = torch.where(alive, n, 1.0), torch.where(alive, w, 1.0)
 
     old_means = parameters.means.to(w.dtype)
     means = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means)
+    means = means.lerp(old_means, (anchor / (n + anchor))[:, None])
     scatter = statistics.about(structure, means).scatter
     expansion = _expansion(n * alive, w * alive, parameters.dof, structure.per_component, rules)
-    weight_per_row = statistics.weight / statistics.rows
     prior = (rules.prior_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
     denominator = torch.where(alive, n * expansion + prior, 1.0 if structure.per_component else 0.0)
     regularization = rules.regularization + rules.prior_variance * prior / denominator.clamp(min=1e-300)
     scale = structure.estimate(scatter, denominator, regularization, parameters.n_features)
     scale = scale.where(alive, parameters.scale.to(w.dtype))
-
-    weights = (statistics.responsibility / statistics.responsibility.sum()).clamp(min=torch.finfo(torch.float32).tiny)
     dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
     return Parameters(weights, means, scale, dof)
 

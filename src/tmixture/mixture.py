@@ -247,7 +247,13 @@ class StudentTMixture(nn.Module):
             return
         variance = sampling.mean_variance(sample)
         prior_rows = initialization.prior_rows(self._structure, self.n_features)
-        rules = replace(self._rules(variance), distributed=False, prior_rows=prior_rows, prior_variance=variance)
+        rules = replace(
+            self._rules(variance),
+            distributed=False,
+            prior_rows=prior_rows,
+            prior_variance=variance,
+            anchor_rows=WARMUP_ROWS,
+        )
         start = self._start(sample, None, rules, variance, generator)
         fit = em.Fit()
         for step in em.iterate(
@@ -276,6 +282,7 @@ class StudentTMixture(nn.Module):
             regularization=float(running.regularization),
             prior_rows=prior_rows,
             prior_variance=float(running.variance),
+            anchor_rows=WARMUP_ROWS,
         )
         parameters = self._current().to(accumulation_dtype(self.means.device))
         batch = em.expectation(self._checked(chunks), parameters, rules, self.means.dtype)
@@ -287,7 +294,9 @@ class StudentTMixture(nn.Module):
         # The rows that the averages remember.
         blended.rows = batch.rows / rate
         parameters = em.maximization(blended, parameters, rules)
-        dead = (blended.responsibility * blended.rows < DEAD_ROWS).nonzero()[:, 0].tolist()
+        faded = blended.responsibility * blended.rows < DEAD_ROWS
+        # Means that were given wait where they are for their first rows, which may come late in a sorted stream.
+        dead = [] if isinstance(self.init, Tensor) else faded.nonzero()[:, 0].tolist()
         if dead:
             candidates = em.poorly_explained(
                 chunks, parameters, self.means.dtype, self._generator(), synchronize=self.distributed
@@ -320,7 +329,7 @@ class StudentTMixture(nn.Module):
 
     def component_log_prob(self, x: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
-        with _autocast_off(x.device):
+        with _autocast_off(self.means.device):
             density, distances = self._distances(x)
             return density.log_prob(distances).to(self._result_dtype)
 
@@ -333,7 +342,7 @@ class StudentTMixture(nn.Module):
 
         Near 1 for ordinary points of component k, near 0 for points far from it, exactly 1 where ν = ∞.
         """
-        with _autocast_off(x.device):
+        with _autocast_off(self.means.device):
             density, distances = self._distances(x)
             return density.outlier_weights(distances).to(self._result_dtype)
 
@@ -696,7 +705,7 @@ class StudentTMixture(nn.Module):
 
     def _joint(self, x: Tensor) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, K)."""
-        with _autocast_off(x.device):
+        with _autocast_off(self.means.device):
             density, distances = self._distances(x)
             return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
 
