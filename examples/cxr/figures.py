@@ -167,7 +167,7 @@ def embedding_map(results: Sequence[Result], *, seed: int = 0) -> Figure:
     titles = [*FINDING_GROUPS, "other"]
     colors = ["#c9c9c9", "#1f5fbf", "#e0a100", "#111111", "#c2185b", "#00897b", "#8e6bbf", "#7a4b2a"]
     markers = [".", "o", "s", "^", "D", "P", "v", "x"]
-    figure = Figure(figsize=(4.2 * len(results), 5.2), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 4.2 * len(results)), 5.4), layout="constrained")
     for ax, result in zip(np.atleast_1d(figure.subplots(1, len(results))), results):
         xy = tsne(result.embeddings[rows], seed)
         for i in present:
@@ -184,7 +184,7 @@ def embedding_map(results: Sequence[Result], *, seed: int = 0) -> Figure:
         )
         for i in present
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, 1 + len(results)), frameon=False)
     return figure
 
 
@@ -246,14 +246,14 @@ def enrichment_map(result: Result) -> Figure:
     order = np.lexsort((-lift.max(axis=1), lift.argmax(axis=1)))  # clusters of the same finding side by side
     figure = Figure(figsize=(2.8 + 0.21 * len(clusters), 1.6 + 0.19 * len(findings)), layout="constrained")
     ax = figure.subplots()
-    picture = ax.imshow(lift[order].T, cmap="cividis", vmin=-3, vmax=3, aspect="auto")
+    picture = ax.imshow(lift[order].T, cmap="cividis", vmin=-2, vmax=2, aspect="auto")
     names = [f"{result.label_names[i]}  {result.labels[:, i].sum()}" for i in findings]
     ax.set_yticks(range(len(findings)), names, fontsize=8)
     ax.set_xticks(range(len(clusters)), sizes[order], fontsize=7, rotation=90)
     ax.set_xlabel("cluster, by its number of test images")
     ax.set_ylabel("finding, positive test images")
-    bar = figure.colorbar(picture, ax=ax, ticks=[-3, -2, -1, 0, 1, 2, 3], shrink=0.6, extend="both")
-    bar.ax.set_yticklabels(["⅛", "¼", "½", "1", "2", "4", "8"])
+    bar = figure.colorbar(picture, ax=ax, ticks=[-2, -1, 0, 1, 2], shrink=0.6, extend="both")
+    bar.ax.set_yticklabels(["¼", "½", "1", "2", "4"])
     bar.set_label("times as frequent as in all images")
     return figure
 

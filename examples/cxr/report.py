@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,14 @@ def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate]
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"auc": auc, "points": points, "p": p_value, "count": count, "quantity": quantity}
+    environment.filters |= {
+        "auc": auc,
+        "points": points,
+        "p": p_value,
+        "count": count,
+        "span": span,
+        "quantity": quantity,
+    }
     arms = metrics["arms"]
     return environment.get_template("report.html.jinja").render(
         run=run,
@@ -303,15 +310,18 @@ def method(difference: dict[str, Any]) -> str:
 
 
 def wins(difference: dict[str, Any]) -> str:
-    """In how many seeds, or else folds, a was better than b; empty for a single run."""
+    """In how many seeds and folds a was better than b; empty for a single run."""
     by_seed: dict[int, list[float]] = {}
     for run in difference["runs"]:
         by_seed.setdefault(run["seed"], []).append(run["value"])
-    if len(by_seed) > 1:
-        values, unit = [sum(folds) / len(folds) for folds in by_seed.values()], "seeds"
-    else:
-        values, unit = [run["value"] for run in difference["runs"]], "folds"
-    return f"{sum(value > 0 for value in values)}/{len(values)} {unit}" if len(values) > 1 else ""
+    seeds = [sum(folds) / len(folds) for folds in by_seed.values()]
+    runs = [value for folds in by_seed.values() for value in folds]
+    texts = []
+    if len(seeds) > 1:
+        texts.append(f"{sum(value > 0 for value in seeds)}/{len(seeds)} seeds")
+    if len(runs) > len(seeds):
+        texts.append(f"{sum(value > 0 for value in runs)}/{len(runs)} {'folds' if len(seeds) == 1 else 'runs'}")
+    return ", ".join(texts)
 
 
 def finding_counts(metrics: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
@@ -352,7 +362,10 @@ def auc(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """A difference of 0.0123 in AUC → "+1.2", with a minus sign that is one."""
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    if value is None:
+        return "–"
+    rounded = round(100 * value, 1) + 0.0  # which turns −0.0 into 0.0
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
 def p_value(value: float | None) -> str:
@@ -365,6 +378,13 @@ def p_value(value: float | None) -> str:
 def count(value: float | None) -> str:
     """12345.6 → "12,346"."""
     return "–" if value is None else f"{value:,.0f}"
+
+
+def span(values: Iterable[float]) -> str:
+    """[792, 841] → "792 to 841", [40, 40] → "40"."""
+    values = list(values)
+    low, high = min(values), max(values)
+    return count(low) if low == high else f"{count(low)} to {count(high)}"
 
 
 def quantity(value: float, name: str) -> str:
