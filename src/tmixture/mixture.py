@@ -423,7 +423,7 @@ class StudentTMixture(nn.Module):
     def covariances(self) -> Tensor:
         """The covariance matrices ν/(ν−2)·Σ: (K, d, d). Infinite where ν ≤ 2."""
         factor = torch.where(self.dof.isinf(), 1.0, self.dof / (self.dof - 2))
-        return self.scales * torch.where(self.dof > 2, factor, float("inf"))[:, None, None]
+        return torch.where((self.dof > 2)[:, None, None], self.scales * factor[:, None, None], float("inf"))
 
     @property
     def n_free_parameters(self) -> int:
@@ -456,6 +456,10 @@ class StudentTMixture(nn.Module):
         means = torch.as_tensor(means).detach()
         if means.dim() != 2:
             raise ValueError(f"means must have shape (K, d), got {tuple(means.shape)}")
+        if not means.isfinite().all():
+            raise ValueError(
+                f"means must be finite, but that of component {int((~means.isfinite()).nonzero()[0, 0])} is not"
+            )
         K, d = means.shape
         settings = {"dtype": means.dtype if means.is_floating_point() else None, **settings}
         mixture = cls(K, d, dof=dof, covariance_type=covariance_type, **settings)
