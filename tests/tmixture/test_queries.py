@@ -1,0 +1,165 @@
+"""What a fitted mixture answers: criteria, covariances, top responsibilities, samples."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from sklearn.mixture import GaussianMixture
+
+from tmixture import StudentTMixture
+
+STRUCTURES = ["full", "tied", "diag", "spherical"]
+
+
+def rows(n=400, d=3, seed=0):
+    return 2 * torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def fit(structure, n=400, d=3, K=3, **settings):
+    return StudentTMixture(K, d, covariance_type=structure, generator=0, dtype=torch.float64, **settings).fit(
+        rows(n, d)
+    )
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(("K", "d"), [(1, 1), (1, 4), (3, 1), (4, 5)])
+def test_free_parameters_are_counted_as_in_scikit_learn(structure, K, d):
+    theirs = GaussianMixture(K, covariance_type=structure, tol=1e9).fit(rows(50, d).numpy())
+    assert StudentTMixture(K, d, covariance_type=structure).n_free_parameters == theirs._n_parameters()
+    shared = StudentTMixture(K, d, covariance_type=structure, learn_dof="shared")
+    assert shared.n_free_parameters == theirs._n_parameters() + 1
+    each = StudentTMixture(K, d, covariance_type=structure, learn_dof="component")
+    assert each.n_free_parameters == theirs._n_parameters() + K
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_criteria_are_their_definitions(structure, weighted):
+    mixture, x = fit(structure, chunk_size=64), rows(300, seed=1)
+    weight = torch.arange(300) % 3 if weighted else torch.ones(300)
+    log_likelihood = entropy = 0.0
+    for row, s in zip(x, weight.tolist()):
+        densities = [
+            pi * stats.multivariate_t(mean, scale, dof).pdf(row.numpy())
+            for pi, mean, scale, dof in zip(
+                mixture.weights.numpy(), mixture.means, mixture.scales, mixture.dof.tolist()
+            )
+        ]
+        total = sum(densities)
+        log_likelihood += s * math.log(total)
+        entropy -= s * sum(density / total * math.log(density / total) for density in densities)
+    p, n = mixture.n_free_parameters, float(weight.sum())
+    arguments = (x, weight) if weighted else (x,)
+    assert mixture.score(*arguments) == pytest.approx(log_likelihood / n, rel=1e-9)
+    assert mixture.bic(*arguments) == pytest.approx(-2 * log_likelihood + p * math.log(n), rel=1e-9)
+    assert mixture.aic(*arguments) == pytest.approx(-2 * log_likelihood + 2 * p, rel=1e-9)
+    assert mixture.icl(*arguments) == pytest.approx(-2 * log_likelihood + p * math.log(n) + 2 * entropy, rel=1e-9)
+
+
+def test_icl_of_one_hot_responsibilities_is_bic():
+    x = torch.cat([rows(100, 2), rows(100, 2) + 1e4])
+    mixture = StudentTMixture(2, 2, dof=float("inf"), generator=0).fit(x)
+    assert mixture.icl(x) == mixture.bic(x)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_top_responsibilities_are_the_largest_ones(structure):
+    mixture, x = fit(structure, K=6), rows(seed=1)
+    values, components = mixture.top_responsibilities(x, 3)
+    expected = mixture(x).sort(dim=1, descending=True)
+    torch.testing.assert_close(values, expected.values[:, :3])
+    torch.testing.assert_close(mixture(x).gather(1, components), values)
+    assert torch.equal(components[:, 0], mixture.predict(x))
+    torch.testing.assert_close(mixture.top_responsibilities(x, 6)[0].sum(1), torch.ones(400, dtype=torch.float64))
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k must lie in 1 … n_components=6, got {k}"):
+            mixture.top_responsibilities(x, k)
+
+
+def test_covariances_exist_above_two_degrees_of_freedom():
+    scales = torch.tensor([[[2.0, 0.5], [0.5, 1.0]]], dtype=torch.float64).expand(4, 2, 2)
+    mixture = StudentTMixture.from_parameters(
+        torch.ones(4), torch.zeros(4, 2, dtype=torch.float64), scales, dof=[1.0, 2.0, 4.0, float("inf")]
+    )
+    torch.testing.assert_close(mixture.scales, scales)
+    covariances = mixture.covariances
+    assert covariances[:2].isinf().all()
+    torch.testing.assert_close(covariances[2], 2 * scales[0])
+    torch.testing.assert_close(covariances[3], scales[0])
+    spherical = StudentTMixture.from_parameters(
+        torch.ones(2), torch.zeros(2, 2), torch.eye(2).expand(2, 2, 2), dof=[1.0, 4.0], covariance_type="spherical"
+    )
+    assert torch.equal(spherical.covariances[1], 2 * torch.eye(2))
+    assert spherical.covariances[0].isinf().all()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("dof", [3.0, 12.0, float("inf")])
+def test_samples_have_the_distribution_of_the_mixture(structure, dof):
+    n = 60_000
+    mixture = StudentTMixture.from_parameters(
+        [0.2, 0.8],
+        torch.tensor([[0.0, 0.0, 0.0], [9.0, -3.0, 1.0]], dtype=torch.float64),
+        torch.tensor([[[2.0, 0.7, 0.1], [0.7, 1.0, -0.3], [0.1, -0.3, 0.5]], (torch.eye(3) * 3).tolist()]).double(),
+        dof=dof,
+        covariance_type=structure,
+    )
+    x, component = mixture.sample(n, generator=torch.Generator().manual_seed(0))
+    assert x.shape == (n, 3)
+    share = float((component == 0).double().mean())
+    assert abs(share - 0.2) < 4 * math.sqrt(0.2 * 0.8 / n)
+    for k in range(2):
+        rows = x[component == k]
+        # δ/d follows F(d, ν), whose quantiles know location, scale and tails at once.
+        delta = ((rows - mixture.means[k]) @ torch.linalg.inv(mixture.scales[k]) * (rows - mixture.means[k])).sum(1)
+        reference = stats.chi2(3) if math.isinf(dof) else stats.f(3, dof)
+        scaled = delta if math.isinf(dof) else delta / 3
+        assert stats.kstest(scaled.numpy(), reference.cdf).pvalue > 1e-4
+        # The direction of the whitened rows is uniform, so no axis is favoured.
+        white = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(mixture.scales[k]), (rows - mixture.means[k]).T, upper=False
+        ).T
+        directions = torch.nn.functional.normalize(white, dim=1)
+        torch.testing.assert_close(directions.T @ directions / len(rows), torch.eye(3).double() / 3, atol=0.015, rtol=0)
+        assert directions.mean(0).abs().max() < 0.025
+        if dof > 10:
+            torch.testing.assert_close(torch.cov(rows.T), mixture.covariances[k], rtol=0.05, atol=0.15)
+    again, _ = mixture.sample(n, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(x, again)
+
+
+def test_sampling_checks_its_argument():
+    for n in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="n must be a positive integer"):
+            fit("diag").sample(n)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_from_parameters_keeps_what_the_structure_can_hold(structure):
+    source = fit(structure, dof=5.0)
+    rebuilt = StudentTMixture.from_parameters(
+        source.weights.numpy() * 7, source.means.numpy(), source.scales.numpy(), dof=5.0, covariance_type=structure
+    )
+    x = rows(seed=2)
+    torch.testing.assert_close(rebuilt.log_prob(x), source.log_prob(x))
+    rebuilt.warm_start = True
+    assert rebuilt.fit(rows()).n_iter_ <= 1  # it goes on from the optimum
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0, -1.0], torch.zeros(2, 1), torch.ones(2, 1, 1)), "weights must be 2 numbers"),
+        (([0.0, 0.0], torch.zeros(2, 1), torch.ones(2, 1, 1)), "weights must be 2 numbers"),
+        (([1.0], torch.zeros(2, 1), torch.ones(2, 1, 1)), "weights must be 2 numbers"),
+        (([1.0, 1.0], torch.zeros(2), torch.ones(2, 1, 1)), "means must have shape"),
+        (([1.0, 1.0], torch.tensor([[0.0], [math.nan]]), torch.ones(2, 1, 1)), "means must be finite"),
+        (([1.0, 1.0], torch.zeros(2, 1), torch.ones(2, 1)), "scales must have shape"),
+        (([1.0, 1.0], torch.zeros(2, 1), torch.tensor([[[1.0]], [[-1.0]]])), "that of component 1 is not"),
+        (([1.0, 1.0], torch.zeros(2, 1), torch.tensor([[[math.nan]], [[1.0]]])), "that of component 0 is not"),
+    ],
+)
+def test_from_parameters_checks_them(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        StudentTMixture.from_parameters(*arguments)
