@@ -1,0 +1,285 @@
+import base64
+import html
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxr.arms import ABLATION, MAIN, VARIANTS
+from cxr.evaluation import evaluate
+from cxr.figures import FINDING_GROUPS, NEIGHBOURS, ablation_points, enrichment_map, image_groups, neighbour_agreement
+from cxr.report import points, reading, span, write_report
+from cxr.results import Result
+
+NAMES = ["Pleural Effusion", "Normal", "Fibrosis", "Support Devices", "Kyphosis", "gout"]
+RARE = {"Fibrosis", "Kyphosis"}
+CONFIG = {"dof": 4.0, "n_components": 40, "batch_size": 32, "arms": ("meta", "cxr-cml"), "init": None}
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+def simulated_result(arm, seed=0, fold=0, quality=1.0):
+    shared = np.random.default_rng([seed, fold])
+    patients = np.repeat(np.arange(40) + 1000 * fold, shared.integers(1, 4, 40))
+    labels = shared.random((len(patients), len(NAMES))) < [0.4, 0.3, 0.15, 0.4, 0.1, 0.1]
+    labels[:4], labels[4:8] = True, False
+    own = np.random.default_rng([seed, fold, *arm.encode()])
+    embeddings = own.normal(size=(len(patients), 8))
+    has_mixture = arm.startswith("cxr-cml") or arm in VARIANTS or arm in ABLATION
+    epochs = [] if arm == "start" else range(1, 4)
+    return Result(
+        arm=arm,
+        seed=seed,
+        fold=fold,
+        label_names=NAMES,
+        rows=np.arange(len(patients)) + 10_000 * fold + 100_000 * seed,
+        patients=patients,
+        labels=labels,
+        probabilities=(1 / (1 + np.exp(-own.normal(size=labels.shape) - quality * labels))).astype(np.float32),
+        embeddings=(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32),
+        clusters=own.integers(0, 5, len(patients)) if has_mixture else np.full(len(patients), -1),
+        train_counts=4 * labels.sum(axis=0),
+        history=[
+            {"epoch": e, "seconds": 2.0, "contrastive": 2 / e, "metric": 0.1 * has_mixture, "validation": 2.5 / e,
+             "learning_rate": 1e-3} | ({"perplexity": 3.0 + e} if has_mixture else {})
+            for e in epochs
+        ],
+        cost={"seconds_per_step": 0.1, "flops_per_step": 2e9, "peak_bytes": 2**27} if epochs else {},
+    )  # fmt: skip
+
+
+def written(tmp_path, results, **options):
+    metrics = evaluate(results, rare=RARE, n_resamples=60)
+    options = {"config": CONFIG, "data_set": "simulated cohort of 80 images"} | options
+    path = write_report(tmp_path, metrics, results, **options)
+    return path.read_text(encoding="utf-8"), metrics
+
+
+def visible(page):
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"(?s)<style>.*?</style>", "", page))).split())
+
+
+class TagChecker(HTMLParser):
+    """Collects the tags that are closed by another one than opened, and what is loaded from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.wrong, self.loaded = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.loaded += [value for name, value in attrs if name in ("src", "href") and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append((tag, self.getpos()))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A report with every section: all arms, three seeds, an arm missing in one of them."""
+    output = tmp_path_factory.mktemp("full")
+    arms = [*MAIN, *VARIANTS, *ABLATION]
+    results = [simulated_result(arm, seed, quality=2.5 if arm == "cxr-cml" else 1) for seed in range(3) for arm in arms]
+    page, metrics = written(output, results[:-1])
+    return output, page, metrics
+
+
+# The page
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(full):
+    _, page, _ = full
+    checker = TagChecker()
+    checker.feed(page)
+    assert checker.wrong == []
+    assert checker.open == []
+    assert len(checker.loaded) >= 7
+    assert all(source.startswith("data:image/png;base64,") for source in checker.loaded)
+    assert "None" not in visible(page).replace("init None", "")
+    assert "nan" not in visible(page).split()
+
+
+def test_every_figure_is_a_file_and_in_the_page(full):
+    output, page, _ = full
+    embedded = {base64.b64decode(code) for code in re.findall(r"base64,([^\"]+)", page)}
+    files = {path.name: path.read_bytes() for path in (output / "figures").iterdir()}
+    assert set(files) == {
+        f"{name}.png"
+        for name in (
+            "scores", "differences", "findings", "embeddings", "clusters", "training", "ablation",
+        )
+    }  # fmt: skip
+    assert set(files.values()) == embedded
+    for content in files.values():
+        image = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
+        assert image.std() > 5  # something is drawn
+
+
+def test_the_json_holds_the_metrics_and_how_they_came_about(full):
+    output, _, metrics = full
+    read = json.loads((output / "metrics.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert read["arms"] == json.loads(json.dumps(metrics["arms"]))
+    assert read["run"]["config"]["n_components"] == 40
+    assert {"torch", "tmixture", "python"} <= set(read["run"]["versions"])
+    assert not list(output.glob("**/.*"))
+
+
+def test_scores_and_differences_stand_in_the_page_with_their_intervals(full):
+    _, page, metrics = full
+    text = visible(page)
+    for arm in MAIN:
+        score = metrics["arms"][arm]["auc"]["rare"]
+        assert f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in text
+    (comparison,) = (c for c in metrics["comparisons"] if (c["a"], c["b"]) == ("cxr-cml", "meta"))
+    verdict = comparison["auc"]["rare"]["verdict"]
+    value, low, high = (points(v) for v in (comparison["auc"]["rare"]["value"], verdict["low"], verdict["high"]))
+    assert f"{value} points [{low}, {high}]" in text
+
+
+def test_the_papers_numbers_stand_beside_ours_and_the_missing_arm_is_named(full):
+    text = visible(full[1])
+    assert "0.691 / 0.681 / 0.707 CheXzero + meta labels" in text
+    assert "0.716 / 0.713 / 0.720" in text
+    assert f"{ABLATION[list(ABLATION)[-1]].title} is in 2" in text
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_another_data_set_than_the_papers_is_marked(tmp_path, same):
+    page, _ = written(tmp_path, [simulated_result("start")], same_as_paper=same)
+    assert ("Not the paper's data" in page) == (not same)
+
+
+def test_names_are_escaped(tmp_path):
+    page, _ = written(tmp_path, [simulated_result("start")], data_set="<script>alert(1)</script>")
+    assert "<script>" not in page
+
+
+# What may be missing
+
+
+@pytest.mark.parametrize(
+    ("arms", "absent"),
+    [
+        (["start"], ["Table 3", "Table 4", "Differences to", "Variants and controls", "Training curves"]),
+        (["start", "meta"], ["Table 3", "Variants and controls", "Which findings the clusters hold"]),
+        (["cxr-cml"], ["Table 3", "Differences to"]),
+    ],
+)
+def test_sections_without_numbers_are_left_out(tmp_path, arms, absent):
+    page, _ = written(tmp_path, [simulated_result(arm, fold=fold) for arm in arms for fold in range(2)])
+    for title in absent:
+        assert title not in visible(page)
+    assert "Table 2" in page
+    checker = TagChecker()
+    checker.feed(page)
+    assert (checker.wrong, checker.open) == ([], [])
+
+
+def test_findings_without_positives_leave_gaps_and_no_error(tmp_path):
+    results = [simulated_result(arm) for arm in ("start", "meta", "cxr-cml")]
+    for result in results:
+        result.labels[:, [2, 4]] = False  # both rare ones
+    page, metrics = written(tmp_path, results)
+    assert metrics["arms"]["meta"]["auc"]["rare"]["value"] is None
+    assert "4 of 6 findings, and 0 of the 2 rare ones" in visible(page)
+
+
+def test_what_cannot_be_written_leaves_the_old_report(tmp_path):
+    results = [simulated_result("start")]
+    old, _ = written(tmp_path, results)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*")}
+    with pytest.raises(FileNotFoundError):
+        written(tmp_path, results, data_set="another", sample_images=tmp_path / "none.png")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("**/*")} == before
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == old
+
+
+# What is said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "said"),
+    [
+        (0.01, 0.03, 0.001, "a gain"),
+        (-0.03, -0.01, 0.001, "a loss"),
+        (-0.01, 0.03, 0.2, "no difference shown"),
+        (0.001, 0.03, 0.06, "no difference shown"),
+        (0.0, 0.03, 0.04, "no difference shown"),
+        (None, None, None, "no difference shown"),
+    ],
+)
+def test_a_gain_is_said_only_where_interval_and_p_agree(low, high, p, said):
+    assert reading({"verdict": {"low": low, "high": high, "p": p}}) == said
+
+
+@pytest.mark.parametrize(("quality", "said"), [(3.0, "a gain"), (-3.0, "a loss")])
+def test_the_answer_follows_the_numbers(tmp_path, quality, said):
+    results = [simulated_result("meta", quality=0.0), simulated_result("cxr-cml", quality=quality)]
+    text = visible(written(tmp_path, results)[0])
+    answer = text.split("(the paper's claim)")[1].split("A point is")[0]
+    assert answer.count(said) == 2
+    assert "a single run" in answer
+
+
+def test_numbers_as_text():
+    assert [points(v) for v in (0.0123, -0.0123, -0.0002, None)] == ["+1.2", "−1.2", "0.0", "–"]
+    assert [span([3, 1, 2]), span([7, 7])] == ["1 to 3", "7"]
+
+
+# What the figures are made of
+
+
+def test_neighbour_agreement_is_that_of_brute_force():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    groups, patients = rng.integers(0, 3, 60), rng.integers(0, 25, 60)
+    shares, chances = [], []
+    for i in range(60):
+        others = [j for j in range(60) if patients[j] != patients[i]]
+        nearest = sorted(others, key=lambda j: np.linalg.norm(x[i] - x[j]))[:NEIGHBOURS]
+        shares.append(np.mean(groups[nearest] == groups[i]))
+        chances += list(groups[others] == groups[i])
+    agreement, half, chance = neighbour_agreement(x, groups, patients)
+    assert (agreement, chance) == pytest.approx((np.mean(shares), np.mean(chances)))
+    assert 0 < half < 0.5
+
+
+def test_an_image_belongs_to_the_group_of_its_rarest_finding():
+    result = simulated_result("start")
+    expected = {
+        (): "no finding",
+        ("Normal",): "no finding",
+        ("Support Devices",): "device only",
+        ("Support Devices", "Pleural Effusion"): "heart, fluid",
+        ("Pleural Effusion", "Fibrosis"): "nodule, mass, scar",
+        ("Pleural Effusion", "Kyphosis"): "bone",
+    }
+    groups = [*FINDING_GROUPS, "other"]
+    for i, present in enumerate(expected):
+        result.labels[i] = [name in present for name in NAMES]
+    assert [groups[g] for g in image_groups(result)[: len(expected)]] == list(expected.values())
+
+
+def test_clusters_that_ignore_the_findings_have_lift_one_and_pure_clusters_more():
+    result = simulated_result("cxr-cml")
+    result.clusters[:] = 3
+    (picture,) = enrichment_map(result).axes[0].images
+    assert np.allclose(picture.get_array(), 0, atol=1e-12)
+    result.clusters[:] = result.labels[:, 0]
+    lift = enrichment_map(result).axes[0].images[0].get_array()
+    row = list(np.argsort(-result.labels.sum(axis=0), kind="stable")).index(0)
+    assert lift[row].max() > 0.5
+    assert lift[row].min() < -0.5
+
+
+def test_ablation_points_are_in_the_order_of_the_setting_with_the_method_among_them():
+    metrics = {"arms": dict.fromkeys(["cxr-cml", *ABLATION])}
+    assert [value for value, _ in ablation_points(metrics, CONFIG, "dof")] == [2, 4, 6, float("inf")]
+    assert (32.0, "cxr-cml") in ablation_points(metrics, CONFIG, "batch_size")
+    assert ablation_points({"arms": {"cxr-cml": None}}, CONFIG, "dof") == []
