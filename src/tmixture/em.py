@@ -114,7 +114,7 @@ def _accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk
         responsibilities = (joint - log_likelihood[:, None]).exp_()
         # Exact zeros let the M-step skip most rows. The cut is on r and not on r·u: an outlier's u is tiny, but its
         # share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
-        torch.nn.functional.threshold_(responsibilities, torch.finfo(joint.dtype).eps * 1e-2, 0.0)
+        responsibilities.masked_fill_(responsibilities < torch.finfo(joint.dtype).eps * 1e-2, 0.0)
         precision = density.outlier_weights(distances)
     else:
         responsibilities = chunk.responsibilities.to(features.dtype)

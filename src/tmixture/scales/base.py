@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
+# Rows that may be summed in float32 before float64 takes over.
+SUM_ROWS = 512
+
 
 @dataclass(frozen=True)
 class Scale(ABC):
@@ -155,3 +158,15 @@ class Scale(ABC):
 def log64(x: Tensor) -> Tensor:
     """The logarithm in float64 where the device has it."""
     return (x if x.device.type == "mps" else x.double()).log()
+
+
+def cross_moments(a: Tensor, b: Tensor) -> Tensor:
+    """Σ_i a_i·b_iᵀ over rows: (n, p), (n, q) → (p, q), in float64 where the device has it.
+
+    A product of tall matrices in float32 may add its rows one after the other and end with an error of 1e-5, which the
+    cancellation in a variance then multiplies. Only `SUM_ROWS` rows are added in the dtype of the rows.
+    """
+    total = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float32 if a.device.type == "mps" else torch.float64)
+    for rows, others in zip(a.split(SUM_ROWS), b.split(SUM_ROWS)):
+        total += rows.T @ others
+    return total

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, log64
+from tmixture.scales.base import Scale, cross_moments, log64
 from tmixture.scales.cholesky import inverse_of, squared_norm_of_whitened, whitening_of
 
 
@@ -64,8 +64,8 @@ class FullScale(Scale):
             rows = counts[:, k].nonzero()[:, 0]
             centred = features[rows] - mean
             weighted = centred * weight[rows, k, None]
-            first[k] += weighted.sum(0)
-            scatter[k] += weighted.T @ centred
+            first[k] += weighted.sum(0, dtype=first.dtype)
+            scatter[k] += cross_moments(weighted, centred)
 
     @classmethod
     def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, log64
+from tmixture.scales.base import Scale, cross_moments, log64
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SphericalScale(Scale):
 
     @classmethod
     def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
-        moments = weight.T @ features
+        moments = cross_moments(weight, features)
         first += moments[:, :-1]
         scatter += moments[:, -1]
 

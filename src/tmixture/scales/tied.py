@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, log64
+from tmixture.scales.base import Scale, cross_moments, log64
 from tmixture.scales.cholesky import inverse_of, whiten, whitening_of
 
 
@@ -50,8 +50,8 @@ class TiedScale(Scale):
 
     @classmethod
     def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
-        first += weight.T @ features
-        scatter += (features * weight.sum(1, keepdim=True)).T @ features
+        first += cross_moments(weight, features)
+        scatter += cross_moments(features * weight.sum(1, keepdim=True), features)
 
     @classmethod
     def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
