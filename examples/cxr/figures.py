@@ -20,9 +20,9 @@ Rows = npt.NDArray[np.intp]
 
 # Lightness falls from arm to arm, and every arm has a marker of its own.
 STYLES: dict[str, dict[str, Any]] = {
-    "start": {"color": "#b9b9b9", "marker": "o"},
-    "meta": {"color": "#6fa8dc", "marker": "s"},
-    "meta-frequency": {"color": "#c46d1b", "marker": "D"},
+    "start": {"color": "#cfcfcf", "marker": "o"},
+    "meta": {"color": "#6ba3d6", "marker": "s"},
+    "meta-frequency": {"color": "#b85c10", "marker": "D"},
     "cxr-cml": {"color": "#0b3d91", "marker": "^"},
     "cxr-cml-frequency": {"color": "#111111", "marker": "v"},
 }
@@ -30,9 +30,7 @@ OTHER_STYLE: dict[str, Any] = {"color": "#555555", "marker": "o"}
 GROUP_TITLES = {"total": "all findings", "base": "frequent findings", "rare": "rare findings"}
 TSNE_IMAGES = 3000
 NEIGHBOURS = 10
-PSEUDO_IMAGES = (
-    3.0  # with the cohort's prevalences, added to every cluster: keeps a cluster of two images from shouting
-)
+PSEUDO_IMAGES = 1.0  # added to observed and to expected positives: one image of a rare finding must not shout
 
 FINDING_GROUPS = {
     "no finding": {"normal", "no finding"},
