@@ -1,0 +1,109 @@
+"""Data of any form becomes the same chunks."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmixture.chunks import Chunks, chunk_size
+
+CPU = torch.device("cpu")
+
+
+def chunks_of(data, size=4, d=2, **arguments):
+    return Chunks(data, d, CPU, size, **arguments)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(batches=st.lists(st.integers(0, 9), min_size=1, max_size=8), size=st.integers(1, 12))
+def test_batches_are_regrouped_without_loss(batches, size):
+    """All chunks but the last have exactly `size` rows, which are those of the batches in their order."""
+    rows = torch.arange(2.0 * sum(batches)).reshape(-1, 2)
+    weight = torch.arange(1.0, len(rows) + 1, dtype=torch.float64)
+    arguments = {} if len(rows) == 0 else {"sample_weight": weight, "responsibilities": torch.arange(len(rows)) % 3}
+    chunks = list(chunks_of(list(rows.split(batches)), size, n_components=3, **arguments))
+    assert [len(chunk.x) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
+    if len(rows) == 0:
+        assert chunks == []
+        return
+    assert 1 <= len(chunks[-1].x) <= size
+    assert torch.equal(torch.cat([chunk.x for chunk in chunks]), rows)
+    assert torch.equal(torch.cat([chunk.weight for chunk in chunks]), weight)
+    labels = torch.cat([chunk.responsibilities for chunk in chunks])
+    assert torch.equal(labels, torch.nn.functional.one_hot(torch.arange(len(rows)) % 3, 3))
+
+
+def test_every_pass_gives_the_same_chunks():
+    chunks = chunks_of(torch.randn(10, 2))
+    first, second = ([chunk.x for chunk in chunks] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_memory_map_is_read_chunk_by_chunk(tmp_path):
+    """No pass holds more than a chunk of a file."""
+    np.save(tmp_path / "x.npy", np.arange(20.0).reshape(10, 2))
+    chunks = chunks_of(tmp_path / "x.npy")
+    assert isinstance(chunks.shards[0], np.memmap)
+    assert [chunk.x.untyped_storage().nbytes() for chunk in chunks] == [64, 64, 32]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "data is empty"),
+        (np.zeros(6), r"two-dimensional \(N, 2\), got shape \(6,\) \(reshape\(-1, 1\)"),
+        (np.zeros((2, 2, 2)), r"got shape \(2, 2, 2\)"),
+        (np.zeros((3, 5)), "data has 5 features, but the mixture has n_features=2"),
+        (np.zeros((3, 2), dtype=complex), "real numbers, got dtype complex128"),
+        (np.array([["a", "b"]]), "real numbers, got dtype <U1"),
+        (torch.zeros(3, 2, dtype=torch.complex64), "real numbers"),
+        (5, "data must be a tensor, an array, .* got int"),
+        (iter([torch.zeros(3, 2)]), "iterated only once"),
+        ({"images": torch.zeros(3, 2)}, "a batch of data must be a tensor or an array, got str"),
+    ],
+    ids=str,
+)
+def test_data_that_cannot_be_read_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        list(chunks_of(data))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample_weight": [1.0, 2.0]}, "sample_weight has 2 entries, but the data has 3 rows"),
+        ({"sample_weight": [[1.0], [1.0], [1.0]]}, r"sample_weight must be one-dimensional \(N,\), got shape \(3, 1\)"),
+        ({"sample_weight": [1.0, -1.0, 1.0]}, r"not negative, but entry 1 is -1\.0"),
+        ({"sample_weight": [1.0, 1.0, float("nan")]}, "finite .* but entry 2 is nan"),
+        ({"sample_weight": [0.0, 0.0, 0.0]}, "sample_weight is zero for every row"),
+        ({"responsibilities": [0, 1]}, "responsibilities has 2 entries, but the data has 3 rows"),
+        ({"responsibilities": [0, 1, 2]}, "labels must lie in 0 … 1, got values from 0 to 2"),
+        ({"responsibilities": [0, -1, 1]}, "labels must lie in 0 … 1, got values from -1 to 1"),
+        ({"responsibilities": [0.0, 1.0, 1.0]}, r"integer labels \(N,\) or of shape \(N, 2\), got torch.float32"),
+        ({"responsibilities": np.ones((3, 4))}, r"of shape \(N, 2\), got torch.float64 of shape \(3, 4\)"),
+        ({"responsibilities": [[0.5, 0.5], [1, -1], [0, 1]]}, "responsibilities must be finite and not negative"),
+    ],
+    ids=str,
+)
+def test_companions_that_do_not_fit_the_rows_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        chunks_of(torch.zeros(3, 2), n_components=2, **arguments)
+
+
+def test_a_loader_is_counted_while_it_is_read():
+    batches = [(torch.zeros(3, 2), "a"), (torch.zeros(2, 2), "b")]
+
+    class Loader:
+        def __iter__(self):
+            return iter(batches)
+
+    with pytest.raises(ValueError, match="sample_weight has 4 entries, but the data has 5 rows"):
+        list(chunks_of(Loader(), sample_weight=[1.0] * 4))
+
+
+def test_chunks_of_large_problems_have_fewer_rows():
+    sizes = [chunk_size(K, d) for K, d in ((2, 2), (40, 512), (1000, 512), (10**6, 512))]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 10 * sizes[-1] > 0
+    assert sizes[2] * 1000 * 4 <= 2**25  # 32 MB of float32
