@@ -26,6 +26,7 @@ from cxr.captions import PAPER, captions
 from cxr.clip import ClipModel, load_clip
 from cxr.clusters import ClusterStage
 from cxr.cohort import simulate_cohort
+from cxr.contact_sheet import contact_sheet
 from cxr.cxr_lt import Cohort, Views, rare_findings, read_cohort
 from cxr.evaluation import evaluate
 from cxr.images import ImageStore, decode_images, normalize
@@ -117,10 +118,27 @@ def main(config: Config) -> None:
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         for fold, split in enumerate(splits(cohort, config, seed)):
             run_fold(cohort, store, reports, split, config, seed, fold)
+    report(cohort, config)
+
+
+def report(cohort: Cohort, config: Config) -> None:
+    """Evaluate all results in the output folder, and write the page."""
     results = load_results(config.output)
-    rare = rare_findings(cohort, below=config.rare_below)
-    metrics = evaluate(results, rare=rare, seed=0)
-    page = write_report(config.output, metrics, results, describe(config))
+    rare = {name for name, r in zip(cohort.label_names, rare_findings(cohort, below=config.rare_below)) if r}
+    metrics = evaluate(results, rare=rare, seed=0, cohort=cohort)
+    samples = None
+    if config.data_root is None:
+        samples = contact_sheet(config.output / "cohort", config.output / "figures" / "cohort.png")
+    data_set = f"{config.data_root}" if config.data_root else f"simulated cohort of {len(cohort):,} images"
+    page = write_report(
+        config.output,
+        metrics,
+        results,
+        config=describe(config),
+        data_set=data_set,
+        same_as_paper=config.data_root is not None and len(cohort) > 100_000,
+        sample_images=samples,
+    )
     logging.info("report: %s", page)
 
 

@@ -71,7 +71,8 @@ VARIANTS: dict[str, Arm] = {
 """What the parts are worth, and controls."""
 
 ABLATION: dict[str, Arm] = {
-    **{f"dof-{nu:g}": replace(_CXR_CML, title=f"ν = {nu:g}", dof=nu) for nu in (2.0, 6.0, float("inf"))},
+    **{f"dof-{nu:g}": replace(_CXR_CML, title=f"ν = {nu:g}", dof=nu) for nu in (2.0, 6.0)},
+    "dof-inf": replace(_CXR_CML, title="ν = ∞ (Gaussian)", dof=float("inf")),
     **{f"batch-{size}": replace(_CXR_CML, title=f"batch size {size}", batch_size=size) for size in (16, 64)},
     **{f"components-{K}": replace(_CXR_CML, title=f"N = {K}", n_components=K) for K in (10, 20, 80)},
 }

@@ -60,7 +60,7 @@ class Result:
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         plain = {name: value for name, value in values.items() if name not in arrays}
         partial = path.with_suffix(".part.npz")
-        np.savez_compressed(partial, plain=json.dumps(plain), **arrays)
+        np.savez_compressed(partial, allow_pickle=False, plain=np.array(json.dumps(plain)), **arrays)
         os.replace(partial, path)
 
     @classmethod

@@ -109,7 +109,7 @@ class Trainer:
             self.log = SummaryWriter(str(folder))
 
     def run(self, title: str) -> None:
-        """Train to the end, from the checkpoint if there is one: killed and run again, it ends with the same weights."""
+        """Train to the end, from the checkpoint if there is one: killed and run again, it ends the same."""
         self._resume()
         while self.epoch < self.schedule.epochs:
             self._train_epoch(f"{title}, epoch {self.epoch + 1}/{self.schedule.epochs}")
