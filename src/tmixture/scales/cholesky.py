@@ -55,5 +55,6 @@ def whitening_of(covariance: Tensor, name: str) -> Tensor:
 
 def inverse_of(factor: Tensor) -> Tensor:
     """The inverse of lower-triangular matrices (…, d, d): whitening factor to Cholesky factor and back."""
-    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+    wide = factor.to(torch.promote_types(factor.dtype, torch.float32))  # LAPACK has no half precision
+    identity = torch.eye(factor.shape[-1], dtype=wide.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(wide, identity.expand_as(wide), upper=False).to(factor.dtype)
