@@ -27,5 +27,5 @@ def match_components(table: Tensor) -> Tensor:
 
 def churn(table: Tensor) -> float:
     """Share of the points that are off the diagonal of a contingency table: those whose label changed."""
-    total = table.sum()
-    return float(1 - table.diagonal().sum() / total) if total else 0.0
+    stayed, total = table.diagonal().sum().item(), table.sum().item()
+    return 1 - stayed / total

@@ -46,13 +46,13 @@ class EmbeddingMemory(nn.Module):
         """Raise a `ValueError` if `push` could not take these rows."""
         if self.embeddings is None:
             return
+        if (features is None) != (self.features is None):
+            raise ValueError("cluster_embeddings must be given with every call or with none while there is a memory")
         if embeddings.shape[1] != self.embeddings.shape[1]:
             raise ValueError(
                 f"embeddings have width {embeddings.shape[1]}, but the memory holds rows of width "
                 f"{self.embeddings.shape[1]}"
             )
-        if (features is None) != (self.features is None):
-            raise ValueError("cluster_embeddings must be given with every call or with none while there is a memory")
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, features: Tensor | None = None) -> None:

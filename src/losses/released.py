@@ -29,6 +29,8 @@ class ReleasedClusterLoss(nn.Module):
     without positives the hinge is zero, with zero gradient, as soon as the mean image–text distance exceeds
     0.6·exp(−temperature): 0.559 for CLIP's initial temperature. `ClusterTripletLoss` is what the paper describes.
 
+    It needs scikit-learn (`pip install tmixture[sklearn]`).
+
     Args:
         seed: of the k-means that starts the mixture.
     """
@@ -62,20 +64,14 @@ class ReleasedClusterLoss(nn.Module):
         return affinity > THRESHOLD
 
     def _memberships(self, images: Tensor) -> Tensor:
-        n, d = images.shape
-        gaussian = StudentTMixture(
-            components_for_batch(n),
-            d,
-            dof=float("inf"),
-            covariance_type="full",
-            reg_covar=1e-6,
-            n_init=3,
-            tol=1e-3,
-            generator=self.seed,
-            dtype=torch.float64,
-            device=images.device,
-        ).fit(images)
-        student = StudentTMixture.from_parameters(gaussian.weights, gaussian.means, gaussian.scales, dof=DOF)
+        from sklearn.mixture import GaussianMixture  # an optional dependency, of this class alone
+
+        n_components = components_for_batch(len(images))
+        gaussian = GaussianMixture(n_components, covariance_type="full", n_init=3, random_state=self.seed)
+        gaussian.fit(images.cpu().numpy())
+        student = StudentTMixture.from_parameters(
+            gaussian.weights_, gaussian.means_, gaussian.covariances_, dof=DOF, device=images.device
+        )
         joint = student.component_log_prob(images) + student.weights.log()
         posteriors = joint.clamp(max=LARGEST_LOG_DENSITY).softmax(1)
         sharpened = (posteriors / TEMPERATURE).softmax(1)
