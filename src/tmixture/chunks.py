@@ -130,7 +130,7 @@ def as_tensor(batch: Tensor | np.ndarray) -> Tensor:
 def check_finite(x: Tensor, first_row: int, name: str) -> None:
     """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
     # Squares must not overflow in float32.
-    bad = ~(x.abs().amax(1) < 1e18)
+    bad = ~(x.to(torch.promote_types(x.dtype, torch.float32)).abs().amax(1) < 1e18)
     if bad.any():
         row = int(bad.nonzero()[0])
         columns = (~(x[row].abs() < 1e18)).nonzero()[:, 0].tolist()

@@ -134,11 +134,11 @@ class StudentTMixture(nn.Module):
         self.warm_start = warm_start
         self.chunk_size = None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size")
         self.distributed = distributed
-        self.generator = generator
+        self.generator = validation.generator(generator)
         self.verbose = verbose
 
         start = validation.dof(dof, n_components, self.learn_dof, self.dof_bounds)
-        placement: dict[str, Any] = {"device": device, "dtype": dtype or torch.get_default_dtype()}
+        placement: dict[str, Any] = {"device": device, "dtype": validation.floating(dtype or torch.get_default_dtype())}
         nowhere = torch.zeros(n_components, n_features, device=device)
         for name, tensor in initialization.isotropic(nowhere, self._structure, start, 1.0).tensors().items():
             self.register_buffer(name, tensor.to(**placement))
@@ -653,6 +653,7 @@ class StudentTMixture(nn.Module):
         """
         exact = accumulation_dtype(self.means.device)
         structure, dof = self._structure, self.initial_dof
+        variance = max(variance, rules.regularization)  # it is zero if all rows are equal
         if self.warm_start and self._is_fitted:
             return self._current().to(exact)
         if given is not None:

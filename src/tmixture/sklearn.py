@@ -75,7 +75,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         self,
         n_components: int = 1,
         *,
-        dof: float | list[float] | np.ndarray = 4.0,
+        dof: float | list[float] = 4.0,
         learn_dof: Literal[False, "shared", "component"] = False,
         covariance_type: str = "diag",
         reg_covar: float | Literal["auto"] = "auto",

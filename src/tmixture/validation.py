@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +38,8 @@ def one_of(value: T, options: tuple[T, ...], name: str) -> T:
 
 def bounds(value: tuple[float, float], name: str) -> tuple[float, float]:
     """A pair 0 < low < high < ∞."""
-    if len(value) != 2 or not 0 < value[0] < value[1] < math.inf:
+    numbers = isinstance(value, Sequence) and all(isinstance(bound, (int, float, np.number)) for bound in value)
+    if not numbers or len(value) != 2 or not 0 < value[0] < value[1] < math.inf:
         raise ValueError(f"{name} must be a pair 0 < low < high < inf, got {value!r}")
     return float(value[0]), float(value[1])
 
@@ -58,18 +60,22 @@ def init(value: Any, options: tuple[str, ...], n_components: int, n_features: in
     """A named initialisation or means (K, d)."""
     if isinstance(value, str):
         return one_of(value, options, "init")
-    means = torch.as_tensor(value).detach()
-    if tuple(means.shape) != (n_components, n_features) or not means.isfinite().all():
+    means = None if value is None else torch.as_tensor(value).detach()
+    if means is None or tuple(means.shape) != (n_components, n_features) or not means.isfinite().all():
+        got = value if means is None else f"a tensor of shape {tuple(means.shape)}"
         raise ValueError(
             f"init must be one of {', '.join(map(repr, options))} or finite means of shape "
-            f"({n_components}, {n_features}), got a tensor of shape {tuple(means.shape)}"
+            f"({n_components}, {n_features}), got {got}"
         )
     return means
 
 
 def dof(value: Any, n_components: int, learned: Any, limits: tuple[float, float]) -> Tensor:
     """Degrees of freedom (K,), in float64."""
-    nu = torch.as_tensor(value, dtype=torch.float64).detach()
+    try:
+        nu = torch.as_tensor(value, dtype=torch.float64).detach()
+    except (TypeError, ValueError):
+        raise ValueError(f"dof must be a number or one per component ({n_components}), got {value!r}") from None
     if nu.dim() > 1 or (nu.dim() == 1 and len(nu) != n_components):
         raise ValueError(f"dof must be a number or one per component ({n_components}), got shape {tuple(nu.shape)}")
     if not (nu > 0).all():
@@ -80,6 +86,22 @@ def dof(value: Any, n_components: int, learned: Any, limits: tuple[float, float]
         raise ValueError("dof must be one number when learn_dof='shared'")
     nu = nu.expand(n_components).clone()
     return nu.clamp(*limits) if learned else nu
+
+
+def generator(value: Any) -> torch.Generator | int | None:
+    """A generator, a seed or None."""
+    if value is None or isinstance(value, torch.Generator):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"generator must be a torch.Generator, a seed or None, got {value!r}")
+    return int(value)
+
+
+def floating(dtype: torch.dtype) -> torch.dtype:
+    """A dtype that parameters can have."""
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
+    return dtype
 
 
 def batch(x: Any, n_features: int) -> Tensor:
