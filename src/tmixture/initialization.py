@@ -18,45 +18,57 @@ from tmixture.scales import Scale
 
 # Elements of a block of the (n, K) distance matrix.
 DISTANCE_ELEMENTS = 2**23
+# k-means++ draws its centres in at most this many rounds.
+SEED_ROUNDS = 64
+# … from this many rows per component.
+SEED_ROWS = 128
 
 
 def kmeans(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
-    """Centres (K, d) by Lloyd's algorithm, through faiss, from rows spread over the data."""
+    """Centres (K, d) by Lloyd's algorithm, through faiss, from the seeds of k-means++."""
     clustering = faiss.Kmeans(
         x.shape[1], n_components, niter=20, min_points_per_centroid=1, max_points_per_centroid=len(x)
     )
+    seeds = kmeans_plus_plus(x, weight, n_components, generator)
     rows = np.ascontiguousarray(x.float().cpu().numpy())
-    seeds = rows[spread(x, weight, n_components, generator).numpy()]
-    clustering.train(rows, weights=weight.float().cpu().numpy(), init_centroids=seeds)
+    clustering.train(
+        rows, weights=weight.float().cpu().numpy(), init_centroids=np.ascontiguousarray(seeds.float().cpu().numpy())
+    )
     return torch.from_numpy(np.array(clustering.centroids)).to(x)
 
 
-def spread(x: Tensor, weight: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
-    """Indices of n rows by systematic sampling: at equal steps of weight along a random direction.
+def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
+    """Rows (K, d) drawn in proportion to weight × squared distance to those drawn before (Arthur et al. 2007).
 
-    A row is drawn in proportion to its weight. The draw knows the rows by their place along the direction, so with one
-    seed it is the same in whatever order they come, and for repeated rows as for integer weights.
+    They are drawn one by one up to K = 64, and in 64 rounds beyond, as in k-means‖ (Bahmani et al. 2012). The draws know
+    the rows by their place along a random direction: with one seed they are the same in whatever order the rows come,
+    and for repeated rows as for integer weights.
     """
     direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x)
-    order = (x @ direction).cpu().argsort()
-    mass = weight.double().cpu()[order].cumsum(0)
-    steps = (torch.arange(n) + torch.rand((), generator=generator, dtype=torch.float64)) / n * mass[-1]
-    return order[torch.searchsorted(mass, steps, right=True).clamp(max=len(order) - 1)]
-
-
-def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
-    """Rows (K, d) drawn one by one, in proportion to weight × squared distance to those drawn (Arthur et al. 2007)."""
-    centres: list[Tensor] = []
-    mass = weight.double().cpu()
-    closest = torch.full_like(mass, float("inf"))
-    for _ in range(n_components):
-        score = mass if not centres else mass * closest
+    order = (x @ direction).argsort()
+    x, mass = x[order], weight.double().cpu()[order.cpu()]
+    if len(x) > SEED_ROWS * n_components:
+        steps = (torch.arange(SEED_ROWS * n_components) + 0.5) / (SEED_ROWS * n_components)
+        x = x[torch.searchsorted(mass.cumsum(0), steps * mass.sum()).to(x.device)]
+        mass = torch.ones(len(x), dtype=torch.float64)
+    closest = torch.ones_like(mass)
+    centres = x[:0]
+    for drawn in torch.arange(n_components).tensor_split(min(n_components, SEED_ROUNDS)):
+        score = mass * closest
         if not score.sum() > 0:  # every row coincides with a centre
             score = mass
-        centre = x[int(torch.multinomial(score / score.sum(), 1, generator=generator))]
-        centres.append(centre)
-        closest = torch.minimum(closest, (x - centre).square().sum(1).double().cpu())
-    return torch.stack(centres)
+        cumulative = score.cumsum(0)
+        targets = torch.rand(len(drawn), generator=generator, dtype=torch.float64) * cumulative[-1]
+        new = x[torch.searchsorted(cumulative, targets, right=True).clamp(max=len(x) - 1).to(x.device)]
+        distance = distance_to_nearest(x, new).double().cpu()
+        closest = torch.minimum(closest, distance) if len(centres) else distance
+        centres = torch.cat([centres, new])
+    return centres
+
+
+def distance_to_nearest(x: Tensor, centres: Tensor) -> Tensor:
+    """Squared Euclidean distance to the nearest centre, exactly zero on it: (n, d), (K, d) → (n,)."""
+    return (x - centres[nearest(x, centres)]).square().sum(1)
 
 
 def random_rows(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:

@@ -144,10 +144,10 @@ def test_given_means_are_where_a_fit_starts(blobs, structure):
 @pytest.mark.parametrize("init", NAMED)
 def test_the_best_of_several_starts_is_kept(init):
     """Starts draw on one generator, so n of them contain the first m < n: the likelihood can only rise."""
-    x = naive.draw(naive.random_model(8, 2, "diag", spread=6.0), 400)
+    x = naive.draw(naive.random_model(16, 2, "diag", spread=4.0), 400)
 
     def likelihood(n_init):
-        mixture = StudentTMixture(8, 2, init=init, n_init=n_init, generator=5, max_iter=15, dtype=torch.float64).fit(x)
+        mixture = StudentTMixture(16, 2, init=init, n_init=n_init, generator=5, max_iter=15, dtype=torch.float64).fit(x)
         assert mixture.history_[-1] == pytest.approx(mixture.score(x), rel=1e-12)
         return mixture.history_[-1]
 
