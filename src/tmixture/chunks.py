@@ -189,8 +189,6 @@ def _check_weights(sample_weight: Any) -> Tensor:
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(f"sample_weight must be finite and not negative, but entry {row} is {weights[row].item()}")
-    if not weights.sum() > 0:
-        raise ValueError("sample_weight is zero for every row")
     return weights
 
 

@@ -217,7 +217,7 @@ class StudentTMixture(nn.Module):
 
         Args:
             batch: (n, d), n ≥ 1.
-            sample_weight: (n,), not negative.
+            sample_weight: (n,), not negative. A batch whose weights are all zero changes nothing.
 
         Returns:
             The module itself.
@@ -238,6 +238,8 @@ class StudentTMixture(nn.Module):
         generator = self._generator()
         size = max(1, *(len(shard) for shard in chunks.shards))
         sample = self._shared(sampling.draw_sample(chunks, size, self.means.dtype, generator))
+        if sample.rows == 0:
+            return
         if self.running.warmup is not None:
             x = torch.cat([self.running.warmup, sample.x.to(self.running.warmup)])
             weight = torch.cat([self.running.warmup_weight, sample.weight.to(self.running.warmup_weight)])
@@ -388,6 +390,8 @@ class StudentTMixture(nn.Module):
         if self.distributed:
             communication.sum_in_place([totals])
         log_likelihood, weight_sum, entropy_sum = totals.tolist()
+        if not weight_sum > 0:
+            raise ValueError("sample_weight is zero for every row")
         p = self.n_free_parameters
         bic = -2 * log_likelihood + p * math.log(weight_sum)
         return {

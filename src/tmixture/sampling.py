@@ -62,7 +62,7 @@ def draw_sample(chunks: Iterable[Chunk], size: int, dtype: torch.dtype, generato
         if waiting > 2 * size:
             kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
             waiting = size
-    if rows == 0:
+    if total == 0:
         raise ValueError("data is empty: at least one row is needed")
     if rows > size:
         kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)

@@ -76,7 +76,6 @@ def test_data_that_cannot_be_read_is_refused(data, message):
         ({"sample_weight": [[1.0], [1.0], [1.0]]}, r"sample_weight must be one-dimensional \(N,\), got shape \(3, 1\)"),
         ({"sample_weight": [1.0, -1.0, 1.0]}, r"not negative, but entry 1 is -1\.0"),
         ({"sample_weight": [1.0, 1.0, float("nan")]}, "finite .* but entry 2 is nan"),
-        ({"sample_weight": [0.0, 0.0, 0.0]}, "sample_weight is zero for every row"),
         ({"responsibilities": [0, 1]}, "responsibilities has 2 entries, but the data has 3 rows"),
         ({"responsibilities": [0, 1, 2]}, "labels must lie in 0 … 1, got values from 0 to 2"),
         ({"responsibilities": [0, -1, 1]}, "labels must lie in 0 … 1, got values from -1 to 1"),

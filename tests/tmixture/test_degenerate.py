@@ -317,8 +317,10 @@ def test_wrong_weights(weight, message):
 
 
 def test_weights_that_are_all_zero():
-    with pytest.raises(ValueError, match="sample_weight is zero for every row"):
+    with pytest.raises(ValueError, match="data has 0 rows with positive weight, but n_components=3"):
         StudentTMixture(3, 3).fit(rows(), torch.zeros(200))
+    with pytest.raises(ValueError, match="sample_weight is zero for every row"):
+        StudentTMixture(3, 3).fit(rows()).score(rows(), torch.zeros(200))
     with pytest.raises(ValueError, match="sample_weight has 300 entries, but the data has 200 rows"):
         StudentTMixture(3, 3).fit(Batches(rows()), torch.ones(300))
 

@@ -61,7 +61,7 @@ class TiedScale(Scale):
     @classmethod
     def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
         covariance = scatter / denominator.sum()
-        covariance.diagonal().add_(regularization.mean())
+        covariance.diagonal().add_(regularization @ denominator / denominator.sum())
         return cls(whitening_of(covariance, "the mixture"))
 
     @classmethod
