@@ -77,6 +77,8 @@ class Config:
     """Steps whose gradients are added up before the weights move."""
     learning_rate: float = 3e-4
     """Of AdamW, for every arm."""
+    augment: bool = True
+    """Turn, shift and scale the images of training a little, in all arms."""
     n_components: int = 40
     """Components of the mixture, the paper's N."""
     dof: float = 4.0
@@ -104,7 +106,12 @@ class Config:
 
 
 PAPER_CONFIG = Config(
-    model="open_clip:ViT-B-32-quickgelu", image_size=224, epochs=10, pretrain_epochs=0, learning_rate=1e-6
+    model="open_clip:ViT-B-32-quickgelu",
+    image_size=224,
+    epochs=10,
+    pretrain_epochs=0,
+    learning_rate=1e-6,
+    augment=False,
 )
 PRETRAINING = Arm("Pretraining on reports")
 PRETRAINING_RATE = 1e-3
@@ -260,6 +267,7 @@ def make_trainer(
         learning_rate=config.learning_rate,
         accumulate=config.accumulate,
         duplicates=config.duplicates,
+        augment=config.augment,
         seed=seed,
     )
     stage = None

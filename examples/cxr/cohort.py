@@ -31,7 +31,7 @@ from cxr.findings import Case, draw_case, render_chest
 from cxr.labels import CHRONIC, LABELS, LabelModel, prevalences, sample_position
 from cxr.reports import write_report
 
-VERSION = 1  # of the simulation; a cohort written by another one is not reused
+VERSION = 2  # of the simulation; a cohort written by another one is not reused
 MEAN_STUDIES, SECOND_VIEW = 2.6, 0.3  # per patient (geometric), and the chance of each further image of a study
 VIEW_NAMES = {"AP": "antero-posterior", "PA": "postero-anterior"}
 MAX_STUDIES = 20

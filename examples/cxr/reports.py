@@ -11,6 +11,7 @@ import numpy as np
 from cxr.anatomy import SIDE_NAMES
 from cxr.devices import choose_devices
 from cxr.findings import SIDEDNESS, Case
+from cxr.labels import LABELS
 
 # Ways to name a finding. {s} becomes its severity and {side} its side, with a trailing blank.
 WORDING: dict[str, tuple[str, ...]] = {
@@ -98,7 +99,7 @@ NORMAL = (
     "clear lungs and normal heart size.",
     "no acute intrathoracic abnormality.",
 )
-RULED_OUT = ("Pneumothorax", "Pleural Effusion", "Pneumonia", "Consolidation", "Edema", "Fracture", "Pneumoperitoneum")
+RULED_OUT = ("pneumothorax", "pleural effusion", "pneumonia", "consolidation", "edema", "fracture", "pneumoperitoneum")
 DEVICE_FRAMES = ("{} in place.", "{} in standard position.", "interval placement of {}.", "unchanged {}.")
 NOISE = (
     "comparison is made to the prior study.",
@@ -110,7 +111,8 @@ NOISE = (
     "degenerative changes of the spine.",
     "findings were discussed with the referring team.",
 )
-MENTIONED, RULED_OUT_RATE, NOISE_RATE = 0.85, 0.2, 0.3
+# How often a finding is mentioned, one that matters is ruled out, any other absent one is denied, something else is said.
+MENTIONED, RULED_OUT_RATE, DENIED_RATE, NOISE_RATE = 0.85, 0.2, 0.04, 0.3
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -141,10 +143,12 @@ def write_report(cases: list[Case], rng: np.random.Generator) -> str:
             sentences += [fill(DEVICE_FRAMES, name) for name in devices if rng.random() < MENTIONED]
         elif case.name != "Normal" and rng.random() < MENTIONED:
             sentences.append(fill(FRAMES, describe(case, rng)))
-    told = " ".join(names).lower()  # "hydropneumothorax" forbids "no pneumothorax"
-    sentences += [
-        fill(DENIALS, name.lower()) for name in RULED_OUT if name.lower() not in told and rng.random() < RULED_OUT_RATE
-    ]
+    for name in (label.lower() for label in LABELS):
+        rate = RULED_OUT_RATE if name in RULED_OUT else DENIED_RATE
+        # "Hydropneumothorax" forbids "no pneumothorax", and the other way round.
+        related = any(name in there.lower() or there.lower() in name for there in names)
+        if name != "normal" and not related and rng.random() < rate:
+            sentences.append(fill(DENIALS, name))
     if rng.random() < NOISE_RATE:
         sentences.append(_pick(NOISE, rng))
     order = rng.permutation(len(sentences))

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from cxr.arms import Arm
 from cxr.clip import ClipModel
 from cxr.clusters import ClusterStage
-from cxr.images import ImageStore, normalize
+from cxr.images import ImageStore, augment, normalize
 from cxr.losses import Duplicates, contrastive_loss
 from cxr.splits import Split
 from cxr.texts import Texts, encode_captions
@@ -49,6 +49,7 @@ class Schedule:
             epochs.
         weight_decay: of AdamW.
         patience: in epochs.
+        augment: whether the images are turned, shifted and scaled a little, see `cxr.images.augment`.
         duplicates: what an identical caption elsewhere in the batch counts as, see `cxr.losses`; the same in all arms.
         seed: of the order of the images.
     """
@@ -59,6 +60,7 @@ class Schedule:
     accumulate: int = 1
     weight_decay: float = 1e-4
     patience: int = 2
+    augment: bool = False
     duplicates: Duplicates = "share"
     seed: int = 0
 
@@ -99,6 +101,8 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=0.1, patience=schedule.patience
         )
+        # Of its own, so that what an arm's mixture draws leaves the images of all arms the same.
+        self.augmentation = torch.Generator().manual_seed(schedule.seed)
         self.epoch = self.step = 0
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
@@ -149,7 +153,10 @@ class Trainer:
         device = self.model.device
         labels = torch.from_numpy(self.data.labels[rows.numpy()])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            images = self.model.encode_image(self._pixels(rows))
+            pixels = self._pixels(rows)
+            if self.schedule.augment:
+                pixels = augment(pixels[:, :1], self.augmentation)  # grey: one channel says it all
+            images = self.model.encode_image(pixels)
             texts, caption_ids = encode_captions(self.model, self.data.texts, rows)
         weights = torch.ones(len(rows), device=device)
         if self.label_weights is not None:
@@ -239,7 +246,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "stage": None if self.stage is None else self.stage.state_dict(),
             "gradients": [parameter.grad for parameter in self.model.parameters()],
-            "random": torch.get_rng_state(),
+            "random": (torch.get_rng_state(), self.augmentation.get_state()),
             "progress": (self.epoch, self.step, self.sums, self.history),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +266,8 @@ class Trainer:
             self.stage.load_state_dict(state["stage"])
         for parameter, gradient in zip(self.model.parameters(), state["gradients"]):
             parameter.grad = gradient
-        torch.set_rng_state(state["random"].cpu())
+        torch.set_rng_state(state["random"][0].cpu())
+        self.augmentation.set_state(state["random"][1].cpu())
         self.epoch, self.step, self.sums, self.history = state["progress"]
 
 

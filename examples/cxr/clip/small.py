@@ -106,7 +106,7 @@ class SmallConvClip(ClipModel):
         return self.log_scale.exp()
 
 
-def conv_encoder(embedding_size: int, widths: Sequence[int] = (32, 64, 96, 160)) -> nn.Sequential:
+def conv_encoder(embedding_size: int, widths: Sequence[int] = (24, 48, 96, 160)) -> nn.Sequential:
     """Convolutions at 1/2, 1/4 and 1/8 of the resolution, then the maxima over the quadrants of the image, projected.
 
     Maxima and not means: a finding may be a few pixels. Quadrants: many findings are told by where they are.
