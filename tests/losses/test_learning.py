@@ -51,7 +51,8 @@ def test_train_mode_learns_and_then_labels_and_eval_mode_only_labels():
     for x in batches(5):
         loss = loss_fn(x)
         labels = reference.partial_fit(normalize(x, dim=1)).predict(normalize(x, dim=1))
-    torch.testing.assert_close(dict(loss_fn.mixture.named_buffers()), dict(reference.named_buffers()))
+    learned = dict(loss_fn.mixture.named_buffers())
+    torch.testing.assert_close(learned, dict(reference.named_buffers()), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss, TripletMarginLoss(margin=0.3)(x, labels, loss_fn.miner(x, labels)))
     before = copy.deepcopy(loss_fn.state_dict())
     torch.testing.assert_close(loss_fn.eval()(x), loss)
@@ -120,7 +121,8 @@ def test_refits_to_the_memory_come_at_the_interval():
 @pytest.mark.parametrize("kind", ["memory", "tensor", "loader"])
 def test_clusters_keep_their_numbers_after_a_refit(kind):
     x = torch.cat(batches(20, spread=0.5))
-    loss_fn = make(memory_size=320)
+    mixture = StudentTMixture(4, 6, generator=0).fit(normalize(x[:160], dim=1))
+    loss_fn = ClusterTripletLoss(mixture, memory_size=320)
     for batch in x.split(16):
         loss_fn(batch)
     loss_fn.mixture.generator = 5  # another start, another numbering

@@ -1,0 +1,107 @@
+"""What each of two processes does for `test_distributed`: `python process.py rank world_size folder`.
+
+With a world size of 1 it does with the joined batches what the others do with theirs.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+from losses import ClusterTripletLoss
+from tmixture import StudentTMixture
+
+SETTINGS = {
+    "streaming": {},
+    "memory": {"memory_size": 40, "miner": "hard"},
+    "refit": {"memory_size": 60, "refit": 3},
+    "per-batch": {"refit": "per-batch"},
+}
+
+
+def batches(n=6, size=24):
+    """Batches of overlapping clusters of unequal size."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 6, generator=generator)
+    labels = torch.multinomial(torch.tensor([0.5, 0.3, 0.1, 0.1]), n * size, replacement=True, generator=generator)
+    return (centres[labels] + 0.5 * torch.randn(n * size, 6, generator=generator)).split(size)
+
+
+def make(**settings):
+    return ClusterTripletLoss(StudentTMixture(4, 6, step_size=0.1, distributed=True, generator=0), **settings)
+
+
+def train(rank, world_size, settings):
+    """Steps of a linear encoder on the joined loss; what there is to compare after each."""
+    layer = torch.nn.Linear(6, 6, bias=False)
+    torch.nn.init.eye_(layer.weight)
+    loss_fn = make(**settings)
+    wrapped = DistributedLossWrapper(loss_fn) if world_size > 1 else loss_fn
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    steps = []
+    for x in batches():
+        optimizer.zero_grad()
+        loss = wrapped(layer(x.chunk(world_size)[rank]))
+        loss.backward()
+        if world_size > 1:
+            dist.all_reduce(layer.weight.grad)
+            layer.weight.grad /= world_size  # as DistributedDataParallel does
+        optimizer.step()
+        steps.append({"loss": loss.detach() / world_size, "grad": layer.weight.grad.clone()})
+    return {"steps": steps, "state": loss_fn.state_dict()}
+
+
+def stream(rank, world_size, settings):
+    """Without the wrapper: each process has a loss of its own rows, the mixture learns from all."""
+    loss_fn = make(**settings)
+    for x in batches():
+        loss_fn(x.chunk(world_size)[rank])
+    return {"state": loss_fn.state_dict()}
+
+
+def uneven(rank, world_size):
+    """Rows that only one process has, or that only one must skip."""
+    loss_fn = make(nonfinite="skip", memory_size=50)
+    for x in batches():
+        rows = torch.cat([x, torch.full((3, 6), float("nan"))])
+        loss_fn(rows.tensor_split([8])[rank] if world_size > 1 else rows)
+    return {"state": loss_fn.state_dict()}
+
+
+def failing(rank, world_size):
+    """An error in one process is an error in all, and nothing changes."""
+    loss_fn = make()
+    before = {name: tensor.clone() for name, tensor in loss_fn.state_dict().items()}
+    x = torch.full((4, 6), float("nan") if rank == world_size - 1 else 1.0)
+    try:
+        loss_fn(x)
+    except ValueError as error:
+        return {"error": str(error), "same": all(torch.equal(before[k], v) for k, v in loss_fn.state_dict().items())}
+
+
+def alone(rank, world_size):
+    """A mixture that is not shared."""
+    try:
+        ClusterTripletLoss(StudentTMixture(4, 6))(torch.ones(2, 6))
+    except RuntimeError as error:
+        return {"error": str(error)}
+
+
+def main(rank, world_size, folder):
+    torch.manual_seed(rank)  # global random states differ, as between real processes
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    results = {f"train {name}": train(rank, world_size, settings) for name, settings in SETTINGS.items()}
+    results |= {f"stream {name}": stream(rank, world_size, settings) for name, settings in SETTINGS.items()}
+    results["uneven"] = uneven(rank, world_size)
+    if world_size > 1:
+        results |= {"failing": failing(rank, world_size), "alone": alone(rank, world_size)}
+        dist.destroy_process_group()
+    torch.save(results, folder / f"{rank} of {world_size}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

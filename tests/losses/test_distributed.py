@@ -1,0 +1,72 @@
+"""Two processes (gloo) do together what one process does with the joined batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import process
+
+PROCESSES = [(0, 2), (1, 2), (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two processes and a single one come to."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = Path(__file__).with_name("process.py")
+    running = [
+        subprocess.Popen([sys.executable, script, str(rank), str(size), folder], stderr=subprocess.PIPE, text=True)
+        for rank, size in PROCESSES
+    ]
+    for child in running:
+        _, errors = child.communicate(timeout=200)
+        assert child.returncode == 0, errors
+    return [torch.load(folder / f"{rank} of {size}.pt") for rank, size in PROCESSES]
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"train {n}" for n in process.SETTINGS), *(f"stream {n}" for n in process.SETTINGS)]
+)
+def test_state_is_the_same_in_all_processes_and_that_of_one_process(results, name):
+    first, second, single = (result[name]["state"] for result in results)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in process.SETTINGS if name != "per-batch"])
+def test_loss_and_gradients_in_the_wrapper_are_those_of_the_joined_batch(results, name):
+    """`DistributedLossWrapper` multiplies the loss by the number of processes, and gathers without gradient: averaged
+    over processes, as `DistributedDataParallel` does, the gradients are those of one process."""
+    first, second, single = (result[f"train {name}"]["steps"] for result in results)
+    assert sum(float(step["loss"]) > 0 for step in single) >= 3
+    torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(second, single, rtol=1e-3, atol=1e-5)
+
+
+def test_fits_to_single_batches_are_the_same_in_all_processes(results):
+    """Not those of one process: k-means draws another start."""
+    first, second, _ = (result["train per-batch"]["steps"] for result in results)
+    torch.testing.assert_close(first, second)
+    assert sum(float(step["loss"]) > 0 for step in first) >= 3
+
+
+def test_processes_may_bring_different_numbers_of_rows_and_skip_some(results):
+    first, second, single = (result["uneven"]["state"] for result in results)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-4)
+
+
+def test_an_error_in_one_process_is_an_error_in_all(results):
+    for result in results[:2]:
+        assert result["failing"] == {
+            "error": "embeddings must be finite, but 4 rows hold NaN or infinity (nonfinite='skip' ignores them)",
+            "same": True,
+        }
+
+
+def test_a_mixture_that_is_not_shared_is_refused(results):
+    for result in results[:2]:
+        assert "make it with distributed=True" in result["alone"]["error"]
