@@ -135,7 +135,7 @@ def report(cohort: Cohort, config: Config) -> None:
     metrics = evaluate(results, rare=rare, seed=0, cohort=cohort)
     samples = None
     if config.data_root is None:
-        samples = contact_sheet(config.output / "cohort", config.output / "figures" / "cohort.png")
+        samples = contact_sheet(config.output / "cohort", config.output / "contact_sheet.png")
     data_set = f"{config.data_root}" if config.data_root else f"simulated cohort of {len(cohort):,} images"
     page = write_report(
         config.output,

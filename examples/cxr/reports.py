@@ -111,7 +111,7 @@ NOISE = (
     "degenerative changes of the spine.",
     "findings were discussed with the referring team.",
 )
-# How often a finding is mentioned, one that matters is ruled out, any other absent one is denied, something else is said.
+# How often a finding is mentioned, one that matters is ruled out, another absent one is denied, something else is said.
 MENTIONED, RULED_OUT_RATE, DENIED_RATE, NOISE_RATE = 0.85, 0.2, 0.04, 0.3
 
 

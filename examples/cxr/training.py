@@ -146,7 +146,7 @@ class Trainer:
         if (self.step + 1) % self.schedule.accumulate == 0 or self.step + 1 == len(self._batches()):
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return {"contrastive": float(contrastive), "metric": float(metric)}
+        return {"contrastive": float(contrastive.detach()), "metric": float(metric.detach())}
 
     def losses(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The contrastive loss, weighted as the arm says, and the metric loss of a batch."""

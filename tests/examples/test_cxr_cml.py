@@ -1,0 +1,128 @@
+"""The experiment end to end on a tiny cohort, and what a user may do wrong with it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import cxr_cml
+from cxr.arms import ARMS
+from cxr.results import Result, load_results
+
+TINY = cxr_cml.Config(
+    simulated_images=240,
+    simulated_tail=0.2,
+    image_size=32,
+    epochs=2,
+    pretrain_epochs=1,
+    n_components=5,
+    arms=("start", "meta", "meta-frequency", "cxr-cml", "as-released", "shuffled-weights", "shuffled-labels"),
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """The folder that one run of the script leaves."""
+    folder = tmp_path_factory.mktemp("experiment")
+    cxr_cml.main(replace(TINY, output=folder))
+    return folder
+
+
+def test_every_arm_is_trained_tested_and_reported(output):
+    results = {result.arm: result for result in load_results(output)}
+    assert set(results) == set(TINY.arms)
+    start, meta, cml = results["start"], results["meta"], results["cxr-cml"]
+    assert np.array_equal(start.rows, meta.rows)
+    assert np.array_equal(start.rows, cml.rows)
+    assert not np.allclose(start.probabilities, meta.probabilities)
+    assert not np.allclose(meta.probabilities, cml.probabilities)
+    assert len(meta.history) == TINY.epochs
+    assert (meta.clusters == -1).all()
+    assert set(np.unique(cml.clusters)) <= set(range(TINY.n_components))
+    assert cml.cost["flops_per_step"] >= meta.cost["flops_per_step"] > 1e6
+    assert meta.cost["peak_bytes"] > 1e5
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics
+    page = (output / "report.html").read_text()
+    for name in TINY.arms:
+        assert ARMS[name].title in page
+
+
+def test_first_epoch_of_every_arm_sees_the_same_batches(output):
+    """Until its mixture exists, the CXR-CML arm is the arm with meta labels, to the last bit."""
+    results = {result.arm: result for result in load_results(output)}
+    first = {name: results[name].history[0]["contrastive"] for name in ("meta", "cxr-cml", "shuffled-labels")}
+    assert len(set(first.values())) == 1
+    assert results["meta"].history[1]["contrastive"] != results["cxr-cml"].history[1]["contrastive"]
+
+
+def test_a_second_run_repeats_only_what_is_missing(output):
+    path = Result.path(output, "cxr-cml", 0, 0)
+    before = Result.load(path)
+    kept = Result.path(output, "meta", 0, 0).stat().st_mtime_ns
+    path.unlink()
+    cxr_cml.main(replace(TINY, output=output))
+    assert Result.path(output, "meta", 0, 0).stat().st_mtime_ns == kept
+    again = Result.load(path)
+    assert np.array_equal(before.probabilities, again.probabilities)
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def test_a_killed_training_ends_as_if_it_had_not_been_killed(output, tmp_path, monkeypatch):
+    """Killed in the second epoch, right after a checkpoint within it."""
+    config = replace(TINY, output=output)
+    cohort, store, reports = cxr_cml.prepare(config)
+    split = cxr_cml.splits(cohort, config, 0)[0]
+    start = cxr_cml.starting_point(store, cohort, reports, split, config, 0, 0)
+    texts = cxr_cml.tokenize(start, cxr_cml.captions(cohort.labels, cohort.label_names))
+    data = cxr_cml.Data(store, texts, cohort.labels)
+
+    def trainer(folder):
+        model = cxr_cml.copy.deepcopy(start)
+        made = cxr_cml.make_trainer(model, data, split, ARMS["cxr-cml"], config, 0, 0, "cxr-cml")
+        made.folder = folder
+        return made
+
+    whole = trainer(tmp_path / "whole")
+    whole.run("whole")
+
+    monkeypatch.setattr("cxr.training.CHECKPOINT_SECONDS", 0.0)
+    killed = trainer(tmp_path / "killed")
+    losses = killed.losses
+
+    def dies_late(rows):
+        if killed.epoch == 1 and killed.step == 2:
+            raise KilledError
+        return losses(rows)
+
+    monkeypatch.setattr(killed, "losses", dies_late)
+    with pytest.raises(KilledError):
+        killed.run("killed")
+    resumed = trainer(tmp_path / "killed")
+    resumed.run("resumed")
+    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(a, b)
+    for a, b in zip(whole.history, resumed.history):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ("meta", "mata")}, "mata"),
+        ({"arms": ()}, "none given"),
+        ({"labels": "labels.csv"}, "belong together"),
+        ({"epochs": 0}, "--epochs must be at least 1"),
+        ({"simulated_images": 0}, "--simulated-images must be at least 1"),
+    ],
+)
+def test_wrong_settings_end_with_a_message(change, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        cxr_cml.main(replace(TINY, output=tmp_path / "nothing", **change))
+    assert not (tmp_path / "nothing").exists()
