@@ -624,6 +624,8 @@ class StudentTMixture(nn.Module):
         """The rows that initialisation works on, the same in all processes."""
         size = sampling.sample_size(self.n_components, self.n_features)
         sample = self._shared(sampling.draw_sample(chunks, size, self.means.dtype, generator))
+        if sample.rows == 0:
+            raise ValueError("sample_weight is zero for every row")
         if sample.rows < self.n_components:
             raise ValueError(
                 f"data has {sample.rows} rows with positive weight, but n_components={self.n_components} needs at "

@@ -40,7 +40,7 @@ def scenarios(rank, dtype):
     """Name and fitted mixture of everything that is compared."""
     x, weight, labels = rows(dtype)
     mine = share(x, rank)
-    common = dict(distributed=rank is not None, dtype=dtype, generator=0, learn_dof="component")
+    common = dict(distributed=rank is not None, dtype=dtype, generator=0, learn_dof="component", max_iter=15)
     for structure in STRUCTURES:
         settings = dict(common, covariance_type=structure)
         yield f"fit {structure}", StudentTMixture(3, 4, **settings).fit(mine)

@@ -62,7 +62,7 @@ def assert_same_state(one, other):
 @pytest.mark.parametrize("dof", [4.0, math.inf])
 @pytest.mark.parametrize("order", ["shuffled", "sorted"])
 def test_small_batches_end_where_full_batch_em_does(structure, dof, order):
-    x, labels, centres = clusters(1500, K=3, d=2, alike=structure == "tied")
+    x, labels, centres = clusters(1000, K=3, d=2, alike=structure == "tied")
     settings = dict(covariance_type=structure, dof=dof, init=centres)
     full = StudentTMixture(3, 2, **settings).fit(x)
     streamed = stream(
@@ -252,12 +252,14 @@ def test_rows_of_weight_zero_are_not_there(seen):
 # ---------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("how", ["state_dict", "save"])
-@pytest.mark.parametrize("at", [0, 1, 2, 5, 20])
+@pytest.mark.parametrize(
+    ("structure", "how"),
+    [("full", "save"), ("tied", "state_dict"), ("diag", "save"), ("diag", "state_dict"), ("spherical", "state_dict")],
+)
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 18])
 def test_resuming_is_exact_at_any_time(structure, how, at, tmp_path):
     """Batches of 2 rows for 3 components: after 1 not fitted, after 2 warming up, from 15 on streaming."""
-    x, _, _ = clusters(80, K=3, d=2)
+    x, _, _ = clusters(40, K=3, d=2)
     settings = dict(covariance_type=structure, learn_dof="component", generator=0)
     batches = x.split(2)
     straight, first = StudentTMixture(3, 2, **settings), StudentTMixture(3, 2, **settings)
