@@ -77,7 +77,7 @@ def test_integer_weights_are_repeated_rows_in_any_order(structure):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_at_infinite_dof_it_is_gaussian_mixture(structure):
     X, _ = blobs()
-    start = X[:3] + [[0.0], [1.0], [2.0]]
+    start = X[:3] + np.arange(3.0)[:, None]
     reference = GaussianMixture(3, covariance_type=structure, means_init=start, tol=1e-12, max_iter=500, reg_covar=0)
     reference.fit(X)
     ours = StudentTMixtureClusterer(
@@ -130,7 +130,7 @@ def test_chunks_do_not_change_the_answers():
 
 def test_random_state_decides():
     X = np.random.default_rng(0).normal(size=(300, 2))
-    fits = [StudentTMixtureClusterer(5, random_state=seed).fit(X) for seed in (0, 0, 1)]
+    fits = [StudentTMixtureClusterer(5, tol=1e-3, random_state=seed).fit(X) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(fits[0].means_, fits[1].means_)
     assert not np.allclose(fits[0].means_, fits[2].means_)
     np.testing.assert_array_equal(fits[0].sample(10)[0], fits[1].sample(10)[0])
