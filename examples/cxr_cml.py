@@ -75,8 +75,10 @@ class Config:
     """Images per step."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     """Of AdamW, for every arm."""
+    patience: int = 4
+    """Epochs without a lower validation loss before the learning rate falls to a tenth."""
     augment: bool = True
     """Turn, shift and scale the images of training a little, in all arms."""
     n_components: int = 40
@@ -111,6 +113,7 @@ PAPER_CONFIG = Config(
     epochs=10,
     pretrain_epochs=0,
     learning_rate=1e-6,
+    patience=2,
     augment=False,
 )
 PRETRAINING = Arm("Pretraining on reports")
@@ -250,7 +253,8 @@ def starting_point(
     ).to(config.device)
     if config.init is None and reports is not None and config.pretrain_epochs:
         data = Data(store, tokenize(model, reports), cohort.labels)
-        pretraining = replace(config, epochs=config.pretrain_epochs, learning_rate=PRETRAINING_RATE, accumulate=1)
+        epochs = config.pretrain_epochs
+        pretraining = replace(config, epochs=epochs, patience=epochs, learning_rate=PRETRAINING_RATE, accumulate=1)
         make_trainer(model, data, split, PRETRAINING, pretraining, seed, fold, "pretraining").run(PRETRAINING.title)
     elif config.init is None and small:
         logging.warning("no --init and no reports to pretrain on: all arms start from random weights")
@@ -266,6 +270,7 @@ def make_trainer(
         batch_size=arm.batch_size or config.batch_size,
         learning_rate=config.learning_rate,
         accumulate=config.accumulate,
+        patience=config.patience,
         duplicates=config.duplicates,
         augment=config.augment,
         seed=seed,
