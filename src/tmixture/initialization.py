@@ -40,9 +40,9 @@ def kmeans(x: Tensor, weight: Tensor, n_components: int, generator: torch.Genera
 def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
     """Rows (K, d) drawn in proportion to weight × squared distance to those drawn before (Arthur et al. 2007).
 
-    They are drawn one by one up to K = 64, and in 64 rounds beyond, as in k-means‖ (Bahmani et al. 2012). The draws know
-    the rows by their place along a random direction: with one seed they are the same in whatever order the rows come,
-    and for repeated rows as for integer weights.
+    They are drawn one by one up to K = 64, and in 64 rounds beyond, as in k-means‖ (Bahmani et al. 2012). The draws
+    know the rows by their place along a random direction: with one seed they are the same in whatever order the rows
+    come, and for repeated rows as for integer weights.
     """
     direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x)
     order = (x @ direction).argsort()

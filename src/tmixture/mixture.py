@@ -22,6 +22,7 @@ from tmixture.chunks import Chunk, Chunks, Data, check_finite, chunk_size
 from tmixture.density import Density, working_dtype
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.scales import STRUCTURES, Scale
+from tmixture.statistics import SufficientStatistics
 from tmixture.streaming import PowerDecay, RunningStatistics, StepSize, rate_of
 from tmixture.trainable import train_by_gradients
 
@@ -211,7 +212,8 @@ class StudentTMixture(nn.Module):
 
         The running statistics become (1 − η)·running + η·batch, and an M-step follows. Without an earlier `fit`, the
         first batches are kept until they bring 10 rows per component; from K rows on the mixture is fitted to what is
-        there with every call. After a `fit`, the stream goes on from its statistics.
+        there with every call. After a `fit`, the stream goes on from its statistics; parameters that were given count
+        as if fitted to 10 rows per component.
 
         η = `step_size(t)`, where the batch is the t-th of its size if all rows so far had come in such batches.
 
@@ -227,11 +229,22 @@ class StudentTMixture(nn.Module):
         """
         chunks = self._chunks(batch, sample_weight)
         with _exact_arithmetic(self.means.device):
+            if self._is_fitted and not self.running.started and self.running.warmup is None:
+                self._begin_stream_from_parameters()
             if self.running.started:
                 self._continue_stream(chunks)
             else:
                 self._begin_stream(chunks)
         return self
+
+    def _begin_stream_from_parameters(self) -> None:
+        """Take parameters that were given and not fitted for the outcome of a warm-up."""
+        parameters = self._current().to(accumulation_dtype(self.means.device))
+        rows, variance = WARMUP_ROWS * self.n_components, self._variance_within()
+        self.running.set(SufficientStatistics.expected(parameters, rows))
+        self.running.total_weight = parameters.weights.new_tensor(float(rows))
+        self.running.regularization = parameters.weights.new_tensor(self._rules(variance).regularization)
+        self.running.variance = parameters.weights.new_tensor(variance)
 
     def _begin_stream(self, chunks: Chunks) -> None:
         """Keep the rows, and fit to all rows kept so far."""

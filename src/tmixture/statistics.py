@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from tmixture.parameters import Parameters
 from tmixture.scales import Scale
 
 
@@ -53,6 +54,26 @@ class SufficientStatistics:
             weight=reference.new_zeros(()),
             rows=reference.new_zeros(()),
             reference=reference,
+        )
+
+    @classmethod
+    def expected(cls, parameters: Parameters, rows: float) -> SufficientStatistics:
+        """What the average over `rows` rows drawn from the mixture itself is expected to be.
+
+        Under the model E[r] = E[r·u] = π, E[r·u·(x−μ)(x−μ)ᵀ] = π·Σ and E[r·log U] = π·(ψ(ν/2) − log(ν/2)).
+        """
+        weights, half = parameters.weights, parameters.dof / 2
+        log_precision = torch.where(half.isinf(), 0.0, torch.digamma(half) - half.log())
+        return cls(
+            responsibility=weights,
+            mass=weights,
+            first=torch.zeros_like(parameters.means),
+            scatter=parameters.scale.expected_scatter(weights, parameters.n_features),
+            log_mass=weights * log_precision,
+            log_likelihood=weights.new_zeros(()),
+            weight=weights.new_ones(()),
+            rows=weights.new_tensor(rows),
+            reference=parameters.means,
         )
 
     def tensors(self) -> dict[str, Tensor]:

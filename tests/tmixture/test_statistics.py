@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tmixture import SufficientStatistics, em
+from tmixture import StudentTMixture, SufficientStatistics, em
 from tmixture.chunks import Chunk
 from tmixture.scales import STRUCTURES as CLASSES
 
@@ -152,3 +152,36 @@ def test_components_without_mass_keep_their_mean_and_scale(case):
     if structure.per_component:
         np.testing.assert_allclose(after.scale.dense(3, 4)[2], parameters.scale.dense(3, 4)[2], rtol=1e-12, atol=1e-12)
     assert all(tensor.isfinite().all() for name, tensor in after.tensors().items() if name != "dof")
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("dof", [3.0, float("inf")])
+def test_expected_statistics_are_those_of_a_large_sample(structure, dof):
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
+    scales = factor @ factor.mT + torch.eye(3)
+    means = torch.tensor([[0.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
+    mixture = StudentTMixture.from_parameters([0.3, 0.7], means.double(), scales, dof=dof, covariance_type=structure)
+    parameters = mixture._current()
+    expected = SufficientStatistics.expected(parameters, 1.0)
+    x, _ = mixture.sample(200_000, generator=generator)
+    seen = em.expectation([Chunk(x)], parameters, RULES, torch.float64).about(CLASSES[structure], parameters.means)
+    seen = seen.per_unit_weight()
+    for name in ("responsibility", "mass", "first", "scatter", "log_mass"):
+        torch.testing.assert_close(getattr(seen, name), getattr(expected, name), atol=0.05, rtol=0.02)
+    again = em.maximization(expected, parameters, FIXED_DOF)
+    torch.testing.assert_close(again.means, parameters.means)
+    torch.testing.assert_close(again.scale.dense(2, 3), parameters.scale.dense(2, 3))
+
+
+def test_a_stream_goes_on_from_given_parameters():
+    generator = torch.Generator().manual_seed(1)
+    means = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+    truth = StudentTMixture.from_parameters([0.5, 0.5], means, torch.eye(2).repeat(2, 1, 1))
+    given = StudentTMixture.from_parameters(truth.weights, truth.means + 0.5, truth.scales * 1.5)
+    before = given.means.clone()
+    given.partial_fit(truth.sample(4, generator=generator)[0])
+    assert 0 < float((given.means - before).abs().max()) < 0.5
+    for _ in range(300):
+        given.partial_fit(truth.sample(20, generator=generator)[0])
+    torch.testing.assert_close(given.means, truth.means, atol=0.15, rtol=0)

@@ -140,6 +140,10 @@ class Scale(ABC):
             n_features: d.
         """
 
+    @abstractmethod
+    def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
+        """The scatter statistic from which `estimate` with denominators `weights` (K,) gives these scales."""
+
     @classmethod
     @abstractmethod
     def from_dense(cls, matrices: Tensor) -> Self:

@@ -67,6 +67,9 @@ class DiagonalScale(Scale):
         variance = (scatter / denominator[:, None]).clamp(min=0) + regularization[:, None]
         return cls(variance.rsqrt())
 
+    def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
+        return weights[:, None] / self.whitening.square()
+
     @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(matrices.diagonal(dim1=1, dim2=2).rsqrt())

@@ -81,6 +81,9 @@ class FullScale(Scale):
             factors[k] = whitening_of(covariance, f"component {k}")
         return cls(factors)
 
+    def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
+        return weights[:, None, None] * self.dense(len(weights), n_features)
+
     @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(inverse_of(torch.linalg.cholesky(matrices)))

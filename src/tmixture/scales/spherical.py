@@ -68,6 +68,9 @@ class SphericalScale(Scale):
         variance = (scatter / (denominator * n_features)).clamp(min=0) + regularization
         return cls(variance.rsqrt())
 
+    def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
+        return n_features * weights / self.whitening.square()
+
     @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(matrices.diagonal(dim1=1, dim2=2).mean(1).rsqrt())

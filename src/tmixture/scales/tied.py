@@ -64,6 +64,9 @@ class TiedScale(Scale):
         covariance.diagonal().add_(regularization @ denominator / denominator.sum())
         return cls(whitening_of(covariance, "the mixture"))
 
+    def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
+        return weights.sum() * self.dense(1, n_features)[0]
+
     @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(inverse_of(torch.linalg.cholesky(matrices.mean(0))))
