@@ -82,12 +82,12 @@ class SmallConvClip(ClipModel):
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.visual = conv_encoder(EMBEDDING_SIZE)
-        self.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter faster on a CPU
         self.text = transformers.CLIPTextModelWithProjection(text_config(tokenizer, context_length))
         self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeds images: (B, 1 or 3, image_size, image_size) → (B, embedding_size)."""
+        # With the channels last, convolutions on a CPU are a quarter faster.
         return self.visual(self._three_channels(images).contiguous(memory_format=torch.channels_last))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
