@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -715,6 +716,13 @@ class StudentTMixture(nn.Module):
         self.running.start(step.statistics, self._structure, rules.regularization, self._variance_within())
         self.n_iter_, self.converged_, self.history_ = step.n_iter, step.converged, fit.history
         self.n_reseeded_ = len(fit.reseeded)
+        if fit.reseeded:
+            warnings.warn(
+                f"components {sorted(set(fit.reseeded))} were left without rows, or collapsed onto a few, and were "
+                "started anew on poorly explained rows. If this keeps happening, use fewer components.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _variance_within(self) -> float:
         """Mean variance within the components."""
