@@ -590,8 +590,31 @@ class StudentTMixture(nn.Module):
         self._refresh()
         return self
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        # A mixture is loaded whole or not at all: half of one would pass for fitted.
+        own = {prefix + name: tensor for name, tensor in (*self._parameters.items(), *self._buffers.items())}
+        wrong = [name for name in own.keys() & state_dict.keys() if state_dict[name].shape != own[name].shape]
+        if wrong or not own.keys() <= state_dict.keys():
+            missing.extend(name for name in own if strict and name not in state_dict)
+            errors.extend(
+                f"size mismatch for {name}: {tuple(state_dict[name].shape)} in the state, {tuple(own[name].shape)} here"
+                for name in sorted(wrong)
+            )
+            # The running statistics, whose turn is next, stay with the parameters.
+            for name in [name for name in state_dict if name.startswith(f"{prefix}running.")]:
+                del state_dict[name]
+            self.running.state_dict(destination=state_dict, prefix=f"{prefix}running.")
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._refresh()
 
     def _require_fitted(self) -> None:

@@ -89,6 +89,33 @@ def test_strict_loading_names_what_is_missing():
         StudentTMixture(4, 3).load_state_dict(StudentTMixture(3, 3, generator=0).fit(blobs()).state_dict())
 
 
+@pytest.mark.parametrize("broken", ["components", "structure", "missing", "all missing"])
+def test_loading_a_state_that_does_not_fit_changes_nothing(broken):
+    mixture = StudentTMixture(3, 3, generator=0).fit(blobs(seed=1))
+    parent = nn.ModuleDict({"mixture": mixture})
+    before = copy.deepcopy(parent.state_dict())
+    other = StudentTMixture(
+        4 if broken == "components" else 3, 3, covariance_type="full" if broken == "structure" else "diag", generator=0
+    )
+    state = nn.ModuleDict({"mixture": other.fit(blobs())}).state_dict()
+    if broken == "missing":
+        del state["mixture.means"]
+    if broken == "all missing":
+        assert parent.load_state_dict({}, strict=False)
+    else:
+        with pytest.raises(RuntimeError, match="mixture.whitening" if broken == "structure" else "mixture.means"):
+            parent.load_state_dict(state)
+    after = parent.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    fresh = nn.ModuleDict({"mixture": StudentTMixture(3, 3)})
+    if broken != "all missing":
+        with pytest.raises(RuntimeError):
+            fresh.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        fresh["mixture"].predict(blobs())
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_double_gives_the_same_answers_in_float64(structure):
     x = blobs()
