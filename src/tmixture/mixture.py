@@ -601,7 +601,8 @@ class StudentTMixture(nn.Module):
         errors: list[str],
     ) -> None:
         # A mixture is loaded whole or not at all: half of one would pass for fitted.
-        own = {prefix + name: tensor for name, tensor in (*self._parameters.items(), *self._buffers.items())}
+        tensors = (*self._parameters.items(), *self._buffers.items())
+        own = {prefix + name: tensor for name, tensor in tensors if tensor is not None}
         wrong = [name for name in own.keys() & state_dict.keys() if state_dict[name].shape != own[name].shape]
         if wrong or not own.keys() <= state_dict.keys():
             missing.extend(name for name in own if strict and name not in state_dict)
