@@ -93,6 +93,8 @@ class ClusterLoss(BaseMetricLossFunction):
                 "loss must be a loss of pytorch-metric-learning that derives from BaseMetricLossFunction, got "
                 f"{type(loss).__name__}; instead of a CrossBatchMemory, give memory_size"
             )
+        if miner is not None and not isinstance(miner, BaseMiner):
+            raise ValueError(f"miner must be a miner of pytorch-metric-learning or None, got {miner!r}")
         if nonfinite not in ("raise", "skip"):
             raise ValueError(f"nonfinite must be 'raise' or 'skip', got {nonfinite!r}")
         super().__init__()
@@ -134,6 +136,8 @@ class ClusterLoss(BaseMetricLossFunction):
         Raises:
             ValueError: shapes do not fit, or embeddings are not finite. Nothing has changed then.
         """
+        if not isinstance(embeddings, Tensor):
+            raise ValueError(f"embeddings must be a tensor (B, d), got {type(embeddings).__name__}")
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = at_least_float32(embeddings)
             ref_emb = None if ref_emb is None else at_least_float32(ref_emb)

@@ -190,3 +190,10 @@ def test_losses_without_rows_of_their_own_are_refused():
     memory = losses.CrossBatchMemory(losses.NTXentLoss(), embedding_size=6)
     with pytest.raises(ValueError, match="got CrossBatchMemory; instead of a CrossBatchMemory, give memory_size"):
         ClusterLoss(fitted(), memory)
+
+
+def test_what_is_no_miner_and_what_is_no_tensor_is_named(x):
+    with pytest.raises(ValueError, match=r"miner must be a miner .* got 'semihard'"):
+        ClusterLoss(loss=losses.TripletMarginLoss(), miner="semihard", n_components=4, embedding_size=8)
+    with pytest.raises(ValueError, match=r"embeddings must be a tensor .* got ndarray"):
+        ClusterLoss(loss=losses.TripletMarginLoss(), n_components=4, embedding_size=8)(x.detach().numpy())
