@@ -113,6 +113,8 @@ def normalized_data(data: Tensor | np.ndarray | Iterable[Any]) -> Tensor | UnitR
     """A data set of embeddings, in one piece or in batches, with its rows normalised."""
     if isinstance(data, (Tensor, np.ndarray)):
         return unit_rows(torch.as_tensor(data).detach())
+    if iter(data) is data:
+        raise ValueError("data can be iterated only once, but fitting passes over it many times: give a loader")
     return UnitRows(data)
 
 

@@ -65,6 +65,7 @@ class Chunks:
             None if responsibilities is None else _check_responsibilities(responsibilities, n_components)
         )
         self.n_components = n_components
+        self.rows: int | None = None  # known after the first pass
         if isinstance(self.shards, list):
             self._check_lengths(sum(len(shard) for shard in self.shards))
 
@@ -82,6 +83,11 @@ class Chunks:
             yield Chunk(x.to(self.device, non_blocking=True), weight, responsibilities)
             start = stop
         self._check_lengths(start)
+        if self.rows is not None and start != self.rows:
+            raise ValueError(
+                f"data must bring the same rows at every iteration, but it had {self.rows} rows first and {start} now"
+            )
+        self.rows = start
 
     def _check_lengths(self, rows: int) -> None:
         for name, values in (("sample_weight", self.weights), ("responsibilities", self.responsibilities)):

@@ -417,3 +417,11 @@ def test_shapes_that_do_not_fit_are_named(arguments, message):
 def test_settings_that_cannot_be_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         ClusterTripletLoss(**settings)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_generator_is_refused_at_the_end_of_an_epoch(normalize):
+    loss = ClusterTripletLoss(n_components=2, embedding_size=3, normalize=normalize)
+    with pytest.raises(ValueError, match="data can be iterated only once"):
+        loss.end_epoch(torch.randn(10, 3) for _ in range(5))
+    assert not loss.mixture.fitted

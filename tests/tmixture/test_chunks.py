@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tmixture import StudentTMixture
 from tmixture.chunks import Chunks, chunk_size
 
 CPU = torch.device("cpu")
@@ -106,3 +107,17 @@ def test_chunks_of_large_problems_have_fewer_rows():
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 10 * sizes[-1] > 0
     assert sizes[2] * 1000 * 4 <= 2**25  # 32 MB of float32
+
+
+def test_data_that_runs_dry_between_passes_is_an_error_and_not_a_fit_to_nothing():
+    class Once:
+        def __init__(self, x):
+            self.batches = iter(x.split(10))
+
+        def __iter__(self):
+            yield from self.batches
+
+    mixture = StudentTMixture(2, 3, generator=0)
+    with pytest.raises(ValueError, match=r"same rows at every iteration, but it had 50 rows first and 0 now"):
+        mixture.fit(Once(torch.randn(50, 3, generator=torch.Generator().manual_seed(0))))
+    assert not mixture.fitted
