@@ -10,6 +10,7 @@ from typing import Any, Union
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
 """Rows to learn from; see `Chunks` for what is accepted."""
@@ -66,6 +67,12 @@ class Chunks:
         )
         self.n_components = n_components
         self.rows: int | None = None  # known after the first pass
+        shuffled = isinstance(getattr(data, "sampler", None), RandomSampler)
+        if shuffled and (sample_weight is not None or responsibilities is not None):
+            raise ValueError(
+                "data is a DataLoader with shuffle=True, so sample_weight and responsibilities cannot be matched to its "
+                "rows: give them with a loader that keeps the order"
+            )
         if isinstance(self.shards, list):
             self._check_lengths(sum(len(shard) for shard in self.shards))
 

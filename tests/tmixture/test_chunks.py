@@ -121,3 +121,12 @@ def test_data_that_runs_dry_between_passes_is_an_error_and_not_a_fit_to_nothing(
     with pytest.raises(ValueError, match=r"same rows at every iteration, but it had 50 rows first and 0 now"):
         mixture.fit(Once(torch.randn(50, 3, generator=torch.Generator().manual_seed(0))))
     assert not mixture.fitted
+
+
+def test_weights_cannot_belong_to_the_rows_of_a_shuffled_loader():
+    x = torch.randn(40, 2)
+    loader = torch.utils.data.DataLoader(x, batch_size=8, shuffle=True)
+    mixture = StudentTMixture(2, 2, generator=0)
+    with pytest.raises(ValueError, match="shuffle=True"):
+        mixture.fit(loader, torch.ones(40))
+    assert mixture.fit(loader).fitted

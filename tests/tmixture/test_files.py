@@ -92,7 +92,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     content = path.read_bytes()
     for damaged in (content[:-100], content[:50], b"", b"\x80\x04" + content[2:]):
         path.write_bytes(damaged)
-        with pytest.raises(Exception, match=r"(?i)safetensor|header|invalid|incomplete"):
+        with pytest.raises(ValueError, match="no whole safetensors file"):
             StudentTMixture.load(path)
 
 
