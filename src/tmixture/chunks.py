@@ -70,7 +70,7 @@ class Chunks:
         shuffled = isinstance(getattr(data, "sampler", None), RandomSampler)
         if shuffled and (sample_weight is not None or responsibilities is not None):
             raise ValueError(
-                "data is a DataLoader with shuffle=True, so sample_weight and responsibilities cannot be matched to its "
+                "data is a DataLoader with shuffle=True: sample_weight and responsibilities cannot be matched to its "
                 "rows: give them with a loader that keeps the order"
             )
         if isinstance(self.shards, list):
