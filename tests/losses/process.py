@@ -3,6 +3,7 @@
 With a world size of 1 it does with the joined batches what the others do with theirs.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -98,8 +99,13 @@ def main(rank, world_size, folder):
     results["uneven"] = uneven(rank, world_size)
     if world_size > 1:
         results |= {"failing": failing(rank, world_size), "alone": alone(rank, world_size)}
-        dist.destroy_process_group()
     torch.save(results, folder / f"{rank} of {world_size}.pt")
+    if world_size > 1:
+        try:
+            dist.barrier()
+        finally:
+            # Gloo's threads may outlive the group for a moment, and then abort an interpreter that is shutting down.
+            os._exit(0)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,11 @@ def run_process(rank, port, folder):
         mine = share(rows(dtype)[0], rank)
         results[dtype] = {name: answers(mixture, mine) for name, mixture in scenarios(rank, dtype)}
     torch.save(results, f"{folder}/{rank}")
-    dist.destroy_process_group()
+    try:
+        dist.barrier()
+    finally:
+        # Gloo's threads may outlive the group for a moment, and then abort an interpreter that is shutting down.
+        os._exit(0)
 
 
 @pytest.fixture(scope="module")
