@@ -58,18 +58,9 @@ class Selection:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the three criteria against K, the chosen point marked; needs matplotlib."""
-        if ax is None:
-            import matplotlib.pyplot as plt
+        from tmixture import plot  # it imports matplotlib when it draws
 
-            ax = plt.subplots(layout="constrained")[1]
-        K = [c.n_components for c in self.candidates]
-        for name, style in (("bic", "o-"), ("aic", "s--"), ("icl", "^:")):
-            ax.plot(K, [getattr(c, name) for c in self.candidates], style, label=name.upper())
-        chosen = next(c for c in self.candidates if c.n_components == self.best.n_components)
-        ax.plot(chosen.n_components, getattr(chosen, self.criterion), "k*", markersize=14, label="chosen")
-        ax.set(xlabel="number of components K", ylabel="criterion (smaller is better)")
-        ax.legend()
-        return ax
+        return plot.criterion(self, ax=ax)
 
 
 def select_components(
