@@ -248,6 +248,11 @@ class ClusterLoss(BaseMetricLossFunction):
             return torch.ones(len(embeddings), device=embeddings.device)
         return (self.weights or ClusterWeights(self.mixture))(self._features(embeddings))
 
+    def extra_repr(self) -> str:
+        """The settings that its parts do not show."""
+        weights = "" if self.weights is None else f", weights={self.weights}"
+        return f"refit={self.refit!r}, normalize={self.normalize}, nonfinite={self.nonfinite!r}{weights}"
+
     @property
     def statistics(self) -> dict[str, float]:
         """Of the last call without labels; cheap enough to log every step. See `LossStatistics.read`."""

@@ -28,6 +28,10 @@ class SemiHardMiner(BaseMiner):
         super().__init__(distance=distance)
         self.margin = margin
 
+    def extra_repr(self) -> str:
+        """Its margin."""
+        return f"margin={self.margin}"
+
     def mine(
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

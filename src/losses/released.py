@@ -39,6 +39,10 @@ class ReleasedClusterLoss(nn.Module):
         super().__init__()
         self.seed = seed
 
+    def extra_repr(self) -> str:
+        """Its seed."""
+        return f"seed={self.seed}"
+
     def forward(self, image_embeddings: Tensor, text_embeddings: Tensor, temperature: Tensor | float = 0.07) -> Tensor:
         """The loss: a scalar.
 

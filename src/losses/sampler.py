@@ -62,6 +62,12 @@ class ClusterBalancedSampler(Sampler[int]):
             )
         self.labels = given
 
+    def __repr__(self) -> str:
+        return (
+            f"ClusterBalancedSampler({len(self.labels)} samples in {len(self.labels.unique())} clusters, "
+            f"exponent={self.exponent}, {len(self)} draws as rank {self.rank} of {self.num_replicas})"
+        )
+
     def __len__(self) -> int:
         return self.draws // self.num_replicas
 

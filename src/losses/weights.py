@@ -96,6 +96,10 @@ class ClusterWeights:
         self.outlier = outlier
         self.confidence = confidence
 
+    def __repr__(self) -> str:
+        mass = None if self.mass is None else _frequency_name(self.mass)
+        return f"ClusterWeights(mass={mass}, outlier={self.outlier}, confidence={self.confidence})"
+
     def under(self, mixture: StudentTMixture) -> ClusterWeights:
         """The same weights from another mixture."""
         return ClusterWeights(mixture, mass=self.mass, outlier=self.outlier, confidence=self.confidence)
@@ -160,6 +164,10 @@ class LabelWeights:
         self.class_weights = _frequency(frequency, "frequency")(present.sum(0).clamp(min=1))
         self.class_weights = self.class_weights / self._joined(present).mean()
 
+    def __repr__(self) -> str:
+        low, high = (float(weight) for weight in self.class_weights[:-1].aminmax())
+        return f"LabelWeights({self.n_classes} classes, rule={self.rule!r}, class weights {low:.3g} … {high:.3g})"
+
     def __call__(self, labels: Tensor | np.ndarray) -> Tensor:
         """Weights (n,) of samples with these labels, (n, C) or (n,)."""
         given = torch.as_tensor(labels)
@@ -197,6 +205,14 @@ def _frequency(given: FrequencyName | Frequency, name: str) -> Frequency:
     if given not in FREQUENCIES:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, FREQUENCIES))} or a function, got {given!r}")
     return FREQUENCIES[given]()
+
+
+def _frequency_name(frequency: Frequency) -> str:
+    """As a user would write it."""
+    if isinstance(frequency, partial):
+        arguments = ", ".join(f"{name}={value}" for name, value in frequency.keywords.items())
+        return f"{frequency.func.__name__.removeprefix('_')}({arguments})"
+    return getattr(frequency, "__name__", repr(frequency)).removeprefix("_")
 
 
 def _with_mean_one(weights: Tensor) -> Tensor:

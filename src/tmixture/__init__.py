@@ -1,5 +1,6 @@
 """Robust Student-t mixtures for embeddings."""
 
+from tmixture.diagnostics import ConvergenceWarning
 from tmixture.distributions import MultivariateStudentT
 from tmixture.mixture import StudentTMixture
 from tmixture.selection import select_components
@@ -8,4 +9,11 @@ from tmixture.streaming import PowerDecay
 
 __version__ = "0.1.0"
 
-__all__ = ["MultivariateStudentT", "PowerDecay", "StudentTMixture", "SufficientStatistics", "select_components"]
+__all__ = [
+    "ConvergenceWarning",
+    "MultivariateStudentT",
+    "PowerDecay",
+    "StudentTMixture",
+    "SufficientStatistics",
+    "select_components",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,8 +16,8 @@ from torch.distributions import constraints
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from tmixture import diagnostics, em, files, initialization, sampling, validation
 from tmixture import distributed as communication
-from tmixture import em, files, initialization, sampling, validation
 from tmixture.chunks import Chunk, Chunks, Data, check_finite, chunk_size
 from tmixture.density import Density, working_dtype
 from tmixture.parameters import Parameters, accumulation_dtype
@@ -60,7 +59,8 @@ class StudentTMixture(nn.Module):
         init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
         n_init: how many starts to try; the fit with the highest likelihood is kept.
         max_iter: upper bound of the M-steps of a fit.
-        tol: a fit has converged when the mean log-likelihood changes by at most this, relative to its size.
+        tol: a fit has converged when the mean log-likelihood changes by at most this, relative to its size. A fit that
+            ends at `max_iter` gives a `ConvergenceWarning`, unless `tol` is 0.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         step_size: step sizes of `partial_fit`: a constant, or a function of the number of the batch.
@@ -202,6 +202,7 @@ class StudentTMixture(nn.Module):
                     self._conclude(max(begun, key=lambda fit: fit.history[-1]), rules)
                 raise
             self._conclude(fits[0], rules)
+        diagnostics.warn_about(self, fits[0])
         return self
 
     def fit_predict(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> Tensor:
@@ -740,13 +741,6 @@ class StudentTMixture(nn.Module):
         self.running.start(step.statistics, self._structure, rules.regularization, self._variance_within())
         self.n_iter_, self.converged_, self.history_ = step.n_iter, step.converged, fit.history
         self.n_reseeded_ = len(fit.reseeded)
-        if fit.reseeded:
-            warnings.warn(
-                f"components {sorted(set(fit.reseeded))} were left without rows, or collapsed onto a few, and were "
-                "started anew on poorly explained rows. If this keeps happening, use fewer components.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
 
     def _variance_within(self) -> float:
         """Mean variance within the components."""

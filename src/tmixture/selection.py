@@ -44,7 +44,7 @@ class Selection:
     criterion: Criterion
     candidates: list[Candidate]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = f"{'K':>6} {'log-likelihood':>15} {'parameters':>10} {'BIC':>14} {'AIC':>14} {'ICL':>14} {'EM steps':>9}"
         lines = [head]
         for c in self.candidates:

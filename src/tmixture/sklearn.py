@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from typing_extensions import Self
 
+from tmixture import diagnostics
 from tmixture.chunks import as_tensor, chunk_size
 from tmixture.mixture import StudentTMixture
 
@@ -120,7 +121,10 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         mixture = self._new_mixture(X)
         if self.warm_start and hasattr(self, "mixture_"):
             mixture.load_state_dict(self.mixture_.state_dict())
-        mixture.fit(X, None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64))
+        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", diagnostics.ConvergenceWarning)  # scikit-learn's own follows below
+            mixture.fit(X, weights)
         self.mixture_ = mixture
         self.n_iter_, self.converged_, self.lower_bound_ = mixture.n_iter_, mixture.converged_, mixture.history_[-1]
         self.labels_ = self._apply(lambda block: mixture.predict(block), X)

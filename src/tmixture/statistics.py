@@ -40,6 +40,10 @@ class SufficientStatistics:
     rows: Tensor
     reference: Tensor
 
+    def __repr__(self) -> str:
+        K, d = self.reference.shape
+        return f"SufficientStatistics(K={K}, d={d}, rows={float(self.rows):g}, weight={float(self.weight):g})"
+
     @classmethod
     def zeros(cls, structure: type[Scale], reference: Tensor) -> SufficientStatistics:
         """Empty statistics about `reference` (K, d), on its device and with its dtype."""

@@ -282,6 +282,7 @@ def test_streaming_churn_is_the_share_of_the_batch_that_an_update_moves():
 # -------------------------------------------------------------------- saving
 
 
+@pytest.mark.filterwarnings("ignore:.*started anew")
 @pytest.mark.parametrize("interrupted_after", [1, 5])
 @pytest.mark.parametrize("settings", [{}, {"memory_size": 40}, {"memory_size": 40, "refit": 4, "weights": "outlier"}])
 def test_a_saved_training_resumes_exactly(settings, interrupted_after):

@@ -175,7 +175,8 @@ def test_a_component_without_rows_is_given_a_new_start():
     x = np.concatenate([rng.normal(size=(100, 2)), rng.normal(size=(100, 2)) + 20])
     model = naive.random_model(2, 2, "full", dof=INF)
     model.means[:] = [[0, 0], [1e4, 1e4]]
-    mixture = from_model(model, "full", generator=0, max_iter=200, tol=1e-10).fit(torch.as_tensor(x))
+    with pytest.warns(RuntimeWarning, match="started anew"):
+        mixture = from_model(model, "full", generator=0, max_iter=200, tol=1e-10).fit(torch.as_tensor(x))
     assert mixture.n_reseeded_ >= 1
     assert sorted(mixture.means[:, 0].round().tolist()) == [0, 20]
     np.testing.assert_allclose(mixture.weights, 0.5, atol=1e-6)

@@ -166,7 +166,9 @@ def test_repr_says_what_it_is():
         "StudentTMixture(n_components=3, n_features=4, covariance_type='tied', dof=2 … 5, not fitted)"
     )
     assert "learn_dof='shared'" in repr(StudentTMixture(3, 4, learn_dof="shared"))
-    assert "not fitted" not in repr(StudentTMixture(3, 3, generator=0).fit(blobs()))
+    fitted = StudentTMixture(3, 3, generator=0).fit(blobs())
+    assert "not fitted" not in repr(fitted)
+    assert repr(fitted.running.get()) == f"SufficientStatistics(K=3, d=3, rows={len(blobs())}, weight=1)"
 
 
 class Labelled(Dataset):
