@@ -15,11 +15,12 @@ from torch import Tensor
 from losses.memory import EmbeddingMemory
 from losses.refit import fit_to_batch, refit_mixture
 from losses.rows import Batch, at_least_float32, normalized_data, unit_rows
-from losses.sharing import Exchange, is_active, share, world_size
+from losses.sharing import Exchange, share
 from losses.statistics import LossStatistics
 from losses.terms import Terms, count_terms, weigh_anchors
 from losses.weights import FREQUENCIES, ClusterWeights
 from tmixture import StudentTMixture
+from tmixture.distributed import is_active, together, world_size
 
 # A mixture is first fitted to a memory when it holds this many rows per component, or when it is full.
 FIRST_FIT_ROWS = 10
@@ -45,7 +46,8 @@ class ClusterLoss(BaseMetricLossFunction):
 
     In several processes a train-mode call is a collective operation, and the mixtures stay identical: each process
     brings its own rows or, in a `DistributedLossWrapper`, all of them. The mixture must have been made with
-    `distributed=True`, as one made here is. The memory holds the rows of all processes.
+    `distributed=True`, as one made here is. The memory holds the rows of all processes. An error in one of them is one
+    in all: the others raise a `RuntimeError` that quotes it.
 
     Args:
         mixture: a `StudentTMixture`, fitted or not; or None, with `n_components` and `embedding_size`.
@@ -146,7 +148,8 @@ class ClusterLoss(BaseMetricLossFunction):
                     indices_tuple = self.miner(embeddings, labels, ref_emb, ref_labels)
                 return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             features = None if cluster_embeddings is None else at_least_float32(cluster_embeddings).detach()
-            return self._on_clusters(Batch(embeddings, features, ref_emb, ref_labels))
+            with together(embeddings.device, enabled=self.training):
+                return self._on_clusters(Batch(embeddings, features, ref_emb, ref_labels))
 
     def compute_loss(
         self,
@@ -169,14 +172,12 @@ class ClusterLoss(BaseMetricLossFunction):
         if self.mixture.means.device != batch.embeddings.device:
             self.to(batch.embeddings.device)
         finite, n_bad = batch.finite_part()
-        exchange = Exchange(batch.clustered, n_bad) if self.training else None
-        n_bad = n_bad if exchange is None else exchange.n_bad
         if n_bad and self.nonfinite == "raise":
             raise ValueError(
                 f"embeddings must be finite, but {n_bad} rows hold NaN or infinity (nonfinite='skip' ignores them)"
             )
         past = None if self.memory is None or batch.ref_emb is not None else self.memory.content
-        mixture = self._learn(finite, exchange) if exchange is not None else self._at_rest(finite)
+        mixture = self._learn(finite, Exchange(finite.clustered)) if self.training else self._at_rest(finite)
         self._statistics = LossStatistics(churn=self._statistics.churn)
         if mixture is None or len(finite.embeddings) == 0:
             return self.reducer(self.loss.zero_losses(), finite.embeddings, None)
@@ -220,6 +221,12 @@ class ClusterLoss(BaseMetricLossFunction):
         """
         if self.refit == "per-batch":
             raise RuntimeError("with refit='per-batch' no mixture outlives its batch: there is nothing to fit")
+        with together(self.mixture.means.device, enabled=self.mixture.distributed):
+            self._statistics.churn = refit_mixture(self.mixture, self._fitted_to(data))
+        return self._statistics.churn
+
+    def _fitted_to(self, data: Tensor | np.ndarray | Iterable[Any] | None) -> Any:
+        """What to fit to at the end of an epoch: the data given, or this process's part of the memory."""
         if data is None:
             content = None if self.memory is None else self.memory.content
             if content is None or len(content[0]) < self.mixture.n_components:
@@ -228,11 +235,8 @@ class ClusterLoss(BaseMetricLossFunction):
                     f"memory_size is {0 if self.memory is None else self.memory.size} and "
                     f"{0 if content is None else len(content[0])} rows were seen: give data"
                 )
-            data = share(self._features(content[1]))
-        elif self.normalize:
-            data = normalized_data(data)
-        self._statistics.churn = refit_mixture(self.mixture, data)
-        return self._statistics.churn
+            return share(self._features(content[1]))
+        return normalized_data(data) if self.normalize else data
 
     def predict(self, embeddings: Tensor) -> Tensor:
         """The clusters (n,) of what is clustered, (n, m)."""

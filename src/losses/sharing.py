@@ -1,12 +1,11 @@
-"""What several processes must agree on before a mixture learns: which rows there are, and that all are finite."""
+"""What several processes must agree on before a mixture learns: which rows there are."""
 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from tmixture.distributed import from_first_process, gather_rows, is_active
+from tmixture.distributed import from_first_process, gather_rows, is_active, rank, world_size
 
 
 class Exchange:
@@ -19,32 +18,20 @@ class Exchange:
 
     Args:
         rows: (n, d) in float32 or float64, what this process brings.
-        n_bad: how many of them are not finite.
-
-    Attributes:
-        n_bad: how many rows of any process are not finite.
     """
 
-    def __init__(self, rows: Tensor, n_bad: int) -> None:
-        self.n_bad = n_bad
+    def __init__(self, rows: Tensor) -> None:
         self.replicated = False
         if is_active():
             bits = rows.view(torch.int32 if rows.dtype == torch.float32 else torch.int64)
-            mine = torch.stack([bits.sum(), bits.new_tensor(len(rows)).long(), bits.new_tensor(n_bad).long()])
-            everyone = gather_rows(mine[None])
-            self.n_bad = int(everyone[:, 2].sum())
-            self.replicated = bool((everyone[:, :2] == everyone[0, :2]).all())
+            everyone = gather_rows(torch.stack([bits.sum(), bits.new_tensor(len(rows)).long()])[None])
+            self.replicated = bool((everyone == everyone[0]).all())
 
     def join(self, rows: Tensor) -> Tensor:
         """The rows of all processes, the same and in the same order everywhere."""
         return from_first_process(rows) if self.replicated else gather_rows(rows)
 
 
-def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if is_active() else 1
-
-
 def share(rows: Tensor) -> Tensor:
     """This process's part of rows that all processes hold, so that each row is worked on once."""
-    return rows.tensor_split(world_size())[dist.get_rank()] if is_active() else rows
+    return rows.tensor_split(world_size())[rank()]

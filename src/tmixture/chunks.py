@@ -44,6 +44,8 @@ class Chunks:
         sample_weight: (N,), not negative, in the order of the rows.
         responsibilities: labels (N,) or responsibilities (N, K), in the order of the rows.
         n_components: K, to check the responsibilities against.
+        may_be_empty: whether no rows at all are fine, as where other processes have some: there is one chunk without
+            rows then.
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class Chunks:
         sample_weight: Tensor | np.ndarray | None = None,
         responsibilities: Tensor | np.ndarray | None = None,
         n_components: int = 1,
+        may_be_empty: bool = False,
     ) -> None:
+        self.may_be_empty = may_be_empty
         self.shards = _open_shards(data)
         self.n_features = n_features
         self.device = device
@@ -95,6 +99,10 @@ class Chunks:
                 f"data must bring the same rows at every iteration, but it had {self.rows} rows first and {start} now"
             )
         self.rows = start
+        if start == 0:
+            if not self.may_be_empty:
+                raise ValueError("data is empty: at least one row is needed")
+            yield Chunk(torch.empty(0, self.n_features, device=self.device))
 
     def _check_lengths(self, rows: int) -> None:
         for name, values in (("sample_weight", self.weights), ("responsibilities", self.responsibilities)):
@@ -159,8 +167,6 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
     if isinstance(data, Tensor) or (hasattr(data, "__array__") and not isinstance(data, (list, tuple))):
         return [data if isinstance(data, (Tensor, np.ndarray)) else np.asarray(data)]
     if isinstance(data, (list, tuple)):
-        if not data:
-            raise ValueError("data is empty: at least one row is needed")
         if all(isinstance(shard, (str, os.PathLike)) for shard in data):
             return [np.load(shard, mmap_mode="r") for shard in data]
         if all(hasattr(shard, "ndim") and shard.ndim == 2 for shard in data):

@@ -14,6 +14,7 @@ from tmixture.chunks import Chunk
 from tmixture.density import Density, working_dtype
 from tmixture.dof import expected_log_correction, solve_dof
 from tmixture.parameters import Parameters, accumulation_dtype
+from tmixture.sampling import draw_sample
 from tmixture.statistics import SufficientStatistics
 
 
@@ -273,24 +274,12 @@ def poorly_explained(
     They are drawn at random from the worse-explained half of a random sample. The very worst rows are no good start:
     they are the outliers that the mixture exists to ignore.
     """
+    sample = draw_sample(chunks, 4 * parameters.n_components, dtype, generator, shared=synchronize)
     density = Density(parameters, working_dtype(parameters, dtype))
-    size = 4 * parameters.n_components
-    keys, rows, scores = [], [], []
-    for chunk in chunks:
-        key = torch.rand(len(chunk.x), generator=generator, dtype=torch.float64).to(chunk.x.device)
-        if chunk.weight is not None:
-            key = key * (chunk.weight > 0)
-        key, index = key.topk(min(size, len(key)))
-        sample = chunk.x[index]
-        joint = density.log_weights + density.log_prob(density.mahalanobis(density.features(sample)))
-        keys.append(key)
-        rows.append(sample.to(parameters.means.dtype))
-        scores.append(joint.logsumexp(1))
-    chosen = torch.cat(keys).topk(min(size, sum(map(len, keys)))).indices
-    order = torch.cat(scores)[chosen].argsort()
-    worse = torch.cat(rows)[chosen[order[: max(1, len(order) // 2)]]]
-    shuffle = torch.randperm(len(worse), generator=generator).to(worse.device)
-    worse = worse[shuffle]
+    joint = density.log_weights + density.log_prob(density.mahalanobis(density.features(sample.x)))
+    order = joint.logsumexp(1).argsort()
+    worse = sample.x[order[: max(1, len(order) // 2)]]
+    worse = worse[torch.randperm(len(worse), generator=generator).to(worse.device)]
     return distributed.from_first_process(worse) if synchronize else worse
 
 

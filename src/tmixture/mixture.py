@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -67,7 +68,8 @@ class StudentTMixture(nn.Module):
         warm_start: whether `fit` starts from the current parameters, if there are any.
         chunk_size: rows worked on at a time; chosen from K and d if None.
         distributed: whether every process of the default group brings a share of the data; they end with the same
-            parameters as one process with all data.
+            parameters as one process with all data. `fit`, `partial_fit` and the scores are then collective
+            operations: every process calls them. An error in one of them is one in all.
         generator: source of randomness, or a seed; None is torch's default generator.
         verbose: whether `fit` shows a progress bar.
         device: of the parameters.
@@ -166,7 +168,9 @@ class StudentTMixture(nn.Module):
         """Fit by EM on all of the data, whatever its size: at most one chunk of it is worked on at a time.
 
         The result does not depend on the chunking but for rounding. If it is interrupted (Ctrl-C), the parameters
-        reached so far are kept and the interrupt is raised again; after any other error everything is as it was.
+        reached so far are kept and the interrupt is raised again; after any other error everything is as it was. Of
+        several processes any may be without rows; after an error in one of them, interrupts included, everything is as
+        it was in all.
 
         Args:
             data: a tensor, an array or a memory map (N, d); the path of an `.npy` file; a list of those (shards of one
@@ -181,26 +185,28 @@ class StudentTMixture(nn.Module):
 
         Raises:
             ValueError: the data has the wrong shape, NaN or infinite values, or fewer rows than components.
+            RuntimeError: another process failed, and the message says which and why; or one stopped answering.
         """
-        chunks = self._chunks(data, sample_weight)
-        given = None if responsibilities is None else self._chunks(data, sample_weight, responsibilities)
         generator = self._generator()
         fits: list[em.Fit] = []
         with _exact_arithmetic(self.means.device):
-            sample = self._draw_sample(chunks, generator)
-            variance = sampling.mean_variance(sample)
-            rules = self._rules(variance)
-            try:
-                for _ in range(self.n_init):
-                    start = self._start(sample, given, rules, variance, generator)
-                    fits = [*fits, em.Fit()]
-                    self._run(fits[-1], chunks, start, rules, generator)
-                    fits = [max(fits, key=lambda fit: fit.history[-1])]
-            except KeyboardInterrupt:
-                begun = [fit for fit in fits if fit.last is not None]
-                if begun:
-                    self._conclude(max(begun, key=lambda fit: fit.history[-1]), rules)
-                raise
+            with self._together():
+                chunks = self._chunks(data, sample_weight)
+                given = None if responsibilities is None else self._chunks(data, sample_weight, responsibilities)
+                sample = self._draw_sample(chunks, generator)
+                variance = sampling.mean_variance(sample)
+                rules = self._rules(variance)
+                try:
+                    for _ in range(self.n_init):
+                        start = self._start(sample, given, rules, variance, generator)
+                        fits = [*fits, em.Fit()]
+                        self._run(fits[-1], chunks, start, rules, generator)
+                        fits = [max(fits, key=lambda fit: fit.history[-1])]
+                except KeyboardInterrupt:
+                    begun = [fit for fit in fits if fit.last is not None]
+                    if begun and not self._has_company:
+                        self._conclude(max(begun, key=lambda fit: fit.history[-1]), rules)
+                    raise
             self._conclude(fits[0], rules)
         diagnostics.warn_about(self, fits[0])
         return self
@@ -228,15 +234,15 @@ class StudentTMixture(nn.Module):
 
         Raises:
             ValueError: the batch has the wrong shape, or values that are not finite. Nothing has changed then.
+            RuntimeError: another process failed, and the message says which and why; or one stopped answering.
         """
-        chunks = self._chunks(batch, sample_weight)
         with _exact_arithmetic(self.means.device):
-            if self._is_fitted and not self.running.started and self.running.warmup is None:
-                self._begin_stream_from_parameters()
-            if self.running.started:
-                self._continue_stream(chunks)
-            else:
-                self._begin_stream(chunks)
+            with self._together():
+                chunks = self._chunks(batch, sample_weight)
+                if self._is_fitted and not self.running.started and self.running.warmup is None:
+                    self._begin_stream_from_parameters()
+                commit = self._continue_stream(chunks) if self.running.started else self._begin_stream(chunks)
+            commit()
         return self
 
     def _begin_stream_from_parameters(self) -> None:
@@ -248,20 +254,18 @@ class StudentTMixture(nn.Module):
         self.running.regularization = parameters.weights.new_tensor(self._rules(variance).regularization)
         self.running.variance = parameters.weights.new_tensor(variance)
 
-    def _begin_stream(self, chunks: Chunks) -> None:
-        """Keep the rows, and fit to all rows kept so far."""
+    def _begin_stream(self, chunks: Chunks) -> Callable[[], None]:
+        """Fit to all rows kept so far and those of the batch; returns what makes it so."""
         generator = self._generator()
-        size = max(1, *(len(shard) for shard in chunks.shards))
-        sample = self._shared(sampling.draw_sample(chunks, size, self.means.dtype, generator))
+        sample = sampling.draw_sample(chunks, sys.maxsize, self.means.dtype, generator, shared=self.distributed)
         if sample.rows == 0:
-            return
+            return lambda: None
         if self.running.warmup is not None:
             x = torch.cat([self.running.warmup, sample.x.to(self.running.warmup)])
             weight = torch.cat([self.running.warmup_weight, sample.weight.to(self.running.warmup_weight)])
             sample = sampling.Sample(x, weight, len(x))
         if sample.rows < self.n_components:
-            self.running.keep(sample.x, sample.weight)
-            return
+            return lambda: self.running.keep(sample.x, sample.weight)
         variance = sampling.mean_variance(sample)
         prior_rows = initialization.prior_rows(self._structure, self.n_features)
         rules = replace(
@@ -284,14 +288,18 @@ class StudentTMixture(nn.Module):
             max_reseeds=0,
         ):
             fit.record(step)
-        self._commit(fit.step.parameters)
-        if sample.rows < WARMUP_ROWS * self.n_components:
-            self.running.keep(sample.x, sample.weight)
-        else:
-            self.running.start(fit.step.statistics, self._structure, rules.regularization, self._variance_within())
 
-    def _continue_stream(self, chunks: Chunks) -> None:
-        """Blend the batch into the running statistics, and update the parameters from them."""
+        def commit() -> None:
+            self._commit(fit.step.parameters)
+            if sample.rows < WARMUP_ROWS * self.n_components:
+                self.running.keep(sample.x, sample.weight)
+            else:
+                self.running.start(fit.step.statistics, self._structure, rules.regularization, self._variance_within())
+
+        return commit
+
+    def _continue_stream(self, chunks: Chunks) -> Callable[[], None]:
+        """Blend the batch into the running statistics, update the parameters from them; returns what makes it so."""
         running, structure = self.running, self._structure
         prior_rows = initialization.prior_rows(structure, self.n_features)
         rules = replace(
@@ -304,7 +312,7 @@ class StudentTMixture(nn.Module):
         parameters = self._current().to(accumulation_dtype(self.means.device))
         batch = em.expectation(self._checked(chunks), parameters, rules, self.means.dtype)
         if not batch.weight > 0:
-            return
+            return lambda: None
         total_weight = running.total_weight + batch.weight
         rate = rate_of(self.step_size, float(total_weight / batch.weight))
         blended = running.get().blend(batch.about(structure, running.reference).per_unit_weight(), rate)
@@ -321,10 +329,14 @@ class StudentTMixture(nn.Module):
             restarted, source = em.reseed(parameters, dead, candidates)
             blended = blended.about(structure, parameters.means).take(structure, source, restarted.means)
             parameters = restarted
+
+        def commit() -> None:
             self.n_reseeded_ += len(dead)
-        running.set(blended)
-        running.total_weight = total_weight
-        self._commit(parameters)
+            running.set(blended)
+            running.total_weight = total_weight
+            self._commit(parameters)
+
+        return commit
 
     # ---------------------------------------------------------------- asking
 
@@ -395,15 +407,16 @@ class StudentTMixture(nn.Module):
         """
         exact = accumulation_dtype(self.means.device)
         totals = torch.zeros(3, dtype=exact, device=self.means.device)
-        for chunk in self._checked(self._chunks(data, sample_weight)):
-            joint = self._joint(chunk.x)
-            weight = joint.new_ones(len(joint), dtype=exact) if chunk.weight is None else chunk.weight.to(exact)
-            log_prob = joint.logsumexp(1)
-            logs = joint - log_prob[:, None]
-            entropy = -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(1)
-            totals += torch.stack([weight @ log_prob.to(exact), weight.sum(), weight @ entropy.to(exact)])
-        if self.distributed:
-            communication.sum_in_place([totals])
+        with self._together():
+            for chunk in self._checked(self._chunks(data, sample_weight)):
+                joint = self._joint(chunk.x)
+                weight = joint.new_ones(len(joint), dtype=exact) if chunk.weight is None else chunk.weight.to(exact)
+                log_prob = joint.logsumexp(1)
+                logs = joint - log_prob[:, None]
+                entropy = -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(1)
+                totals += torch.stack([weight @ log_prob.to(exact), weight.sum(), weight @ entropy.to(exact)])
+            if self.distributed:
+                communication.sum_in_place([totals])
         log_likelihood, weight_sum, entropy_sum = totals.tolist()
         if not weight_sum > 0:
             raise ValueError("sample_weight is zero for every row")
@@ -639,7 +652,17 @@ class StudentTMixture(nn.Module):
             sample_weight=sample_weight,
             responsibilities=responsibilities,
             n_components=self.n_components,
+            may_be_empty=self._has_company,
         )
+
+    @property
+    def _has_company(self) -> bool:
+        """Whether other processes bring rows, too."""
+        return self.distributed and communication.is_active()
+
+    def _together(self) -> AbstractContextManager[None]:
+        """A block that ends in the same way in all processes that this mixture lives in."""
+        return communication.together(self.means.device, enabled=self.distributed)
 
     def _checked(self, chunks: Chunks) -> Iterator[Chunk]:
         """The chunks, once the module is known to be fitted and each to be finite."""
@@ -649,8 +672,6 @@ class StudentTMixture(nn.Module):
             check_finite(chunk.x, row, "data")
             row += len(chunk.x)
             yield chunk
-        if row == 0:
-            raise ValueError("data is empty: at least one row is needed")
 
     def _rules(self, variance: float) -> em.Rules:
         if self.reg_covar == "auto":
@@ -662,22 +683,15 @@ class StudentTMixture(nn.Module):
     def _draw_sample(self, chunks: Chunks, generator: torch.Generator | None) -> sampling.Sample:
         """The rows that initialisation works on, the same in all processes."""
         size = sampling.sample_size(self.n_components, self.n_features)
-        sample = self._shared(sampling.draw_sample(chunks, size, self.means.dtype, generator))
+        sample = sampling.draw_sample(chunks, size, self.means.dtype, generator, shared=self.distributed)
         if sample.rows == 0:
-            raise ValueError("sample_weight is zero for every row")
+            raise ValueError("sample_weight is zero for every row" if chunks.rows else "data is empty in all processes")
         if sample.rows < self.n_components:
             raise ValueError(
                 f"data has {sample.rows} rows with positive weight, but n_components={self.n_components} needs at "
                 "least as many"
             )
         return sampling.without_stray_rows(sample, self.n_components)
-
-    def _shared(self, sample: sampling.Sample) -> sampling.Sample:
-        if not self.distributed:
-            return sample
-        rows = communication.gather_rows(torch.tensor([sample.rows], device=self.means.device)).sum()
-        x, weight = communication.gather_rows(sample.x), communication.gather_rows(sample.weight)
-        return sampling.Sample(x, weight, int(rows))
 
     def _start(
         self,
@@ -703,6 +717,8 @@ class StudentTMixture(nn.Module):
             return self._current().to(exact)
         if given is not None:
             rows = initialization.random_rows(sample.x, sample.weight, self.n_components, generator)
+            if self.distributed:
+                rows = communication.from_first_process(rows)  # generators may differ
             base = initialization.isotropic(rows, structure, dof, variance)
             return initialization.from_responsibilities(given, base, rules, variance, self.means.dtype)
         start = initialization.from_centres(self.init, sample, structure, dof, rules, variance, generator)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tmixture import distributed
 from tmixture.chunks import Chunk, check_finite
 
 # Elements of the sample: 128 MB in float32.
@@ -34,17 +35,27 @@ def sample_size(n_components: int, n_features: int) -> int:
     return max(64 * n_components, min(2**18, SAMPLE_ELEMENTS // n_features))
 
 
-def draw_sample(chunks: Iterable[Chunk], size: int, dtype: torch.dtype, generator: torch.Generator | None) -> Sample:
+def draw_sample(
+    chunks: Iterable[Chunk], size: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool = False
+) -> Sample:
     """Pass over the data once: check every value, count the rows, keep a weighted reservoir of `size` rows.
 
     Rows are kept by the largest keys u^(1/weight) (Efraimidis & Spirakis 2006), so a row is drawn in proportion to its
     weight and the data may have any length. The random numbers depend on the rows alone, not on the chunking.
 
+    Args:
+        chunks: the data.
+        size: of the sample.
+        dtype: of the sampled rows, unless the data needs a wider one.
+        generator: source of randomness.
+        shared: whether the sample is of the rows of all processes, and the same in all of them.
+
     Raises:
-        ValueError: a value is not finite (the message names its row), or there are no rows.
+        ValueError: a value is not finite; the message names its row.
     """
     # A generator of its own: what is drawn after the pass must not depend on the number of rows.
-    generator = torch.Generator().manual_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
+    seed = int(torch.randint(2**31 - 1, (), generator=generator)) + (distributed.rank() if shared else 0)
+    generator = torch.Generator().manual_seed(seed)
     kept_x, kept_weight, kept_key = [], [], []
     rows = total = waiting = 0
     for chunk in chunks:
@@ -62,14 +73,23 @@ def draw_sample(chunks: Iterable[Chunk], size: int, dtype: torch.dtype, generato
         if waiting > 2 * size:
             kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
             waiting = size
-    if total == 0:
-        raise ValueError("data is empty: at least one row is needed")
     if rows > size:
         kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
-    x = torch.cat(kept_x)
+    x, weight, key = torch.cat(kept_x), torch.cat(kept_weight), torch.cat(kept_key)
     x = x.to(torch.promote_types(x.dtype, dtype))
-    weight = torch.cat(kept_weight) if rows <= size else torch.ones(len(x))
-    return Sample(x, weight.to(x), rows)
+    if shared:
+        x, weight, rows = _joined(x, weight, key, rows, size)
+    return Sample(x, weight.to(x) if rows <= size else torch.ones_like(x[:, 0]), rows)
+
+
+def _joined(x: Tensor, weight: Tensor, key: Tensor, rows: int, size: int) -> tuple[Tensor, Tensor, int]:
+    """Of the samples of all processes the rows with the largest keys, their weights, and the number of all rows."""
+    rows = int(distributed.gather_rows(torch.tensor([rows], device=x.device)).sum())
+    if rows > size:
+        keys = distributed.gather_rows(key.to(x.device)).cpu()
+        keep = key >= keys.topk(size).values[-1]
+        x, weight = x[keep.to(x.device)], weight[keep]
+    return distributed.gather_rows(x), distributed.gather_rows(weight.to(x)), rows
 
 
 def _shrink(

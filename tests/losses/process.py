@@ -71,15 +71,42 @@ def uneven(rank, world_size):
     return {"state": loss_fn.state_dict()}
 
 
+class Interrupted:
+    """A loader at whose second batch somebody presses Ctrl-C."""
+
+    def __iter__(self):
+        yield batches()[0]
+        raise KeyboardInterrupt
+
+
 def failing(rank, world_size):
-    """An error in one process is an error in all, and nothing changes."""
-    loss_fn = make()
-    before = {name: tensor.clone() for name, tensor in loss_fn.state_dict().items()}
-    x = torch.full((4, 6), float("nan") if rank == world_size - 1 else 1.0)
-    try:
-        loss_fn(x)
-    except ValueError as error:
-        return {"error": str(error), "same": all(torch.equal(before[k], v) for k, v in loss_fn.state_dict().items())}
+    """What each kind of call raises when the second process fails in it, and whether anything has changed."""
+    x = batches()[0]
+    calls = {
+        "NaN": lambda loss_fn: loss_fn(x * float("nan") if rank else x),
+        "width": lambda loss_fn: loss_fn(x[:, :4] if rank else x),
+        "dimension": lambda loss_fn: loss_fn(x[0] if rank else x),
+        "epoch, NaN": lambda loss_fn: loss_fn.end_epoch(x * float("nan") if rank else x),
+        "epoch, width": lambda loss_fn: loss_fn.end_epoch(x[:, :4] if rank else x),
+        "epoch, interrupt": lambda loss_fn: loss_fn.end_epoch(Interrupted() if rank else x),
+    }
+    results = {}
+    for name, settings in SETTINGS.items():
+        for call, action in calls.items():
+            if name == "per-batch" and call.startswith("epoch"):
+                continue
+            loss_fn = make(**settings)
+            loss_fn(x)
+            before = {name: tensor.clone() for name, tensor in loss_fn.state_dict().items()}
+            try:
+                action(loss_fn)
+                error = "nothing was raised"
+            except BaseException as raised:
+                error = f"{type(raised).__name__}: {raised}"
+            after = loss_fn.state_dict()
+            same = before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+            results[f"{name}: {call}"] = {"error": error, "same": same}
+    return results
 
 
 def alone(rank, world_size):

@@ -59,12 +59,27 @@ def test_processes_may_bring_different_numbers_of_rows_and_skip_some(results):
     torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-4)
 
 
-def test_an_error_in_one_process_is_an_error_in_all(results):
-    for result in results[:2]:
-        assert result["failing"] == {
-            "error": "embeddings must be finite, but 4 rows hold NaN or infinity (nonfinite='skip' ignores them)",
-            "same": True,
-        }
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("NaN", "ValueError: embeddings must be finite, but 24 rows hold NaN or infinity"),
+        ("width", "ValueError: embeddings have shape (24, 4), but the mixture has n_features=6"),
+        ("dimension", "ValueError: embeddings must have shape (B, d), got (6,)"),
+        ("epoch, NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 0 holds nan in column 0"),
+        ("epoch, width", "ValueError: data has 4 features, but the mixture has n_features=6"),
+        ("epoch, interrupt", "KeyboardInterrupt"),
+    ],
+)
+def test_an_error_in_one_process_is_an_error_in_all(results, call, error):
+    """The other one quotes it, and nothing has changed in either."""
+    for policy in process.SETTINGS:
+        if (policy, call[:5]) == ("per-batch", "epoch"):
+            continue
+        first, second = (result["failing"][f"{policy}: {call}"] for result in results[:2])
+        assert second["error"].startswith(error), policy
+        assert first["error"] == f"RuntimeError: rank 1 failed: {second['error'].removesuffix(': ')}"
+        assert first["same"]
+        assert second["same"]
 
 
 def test_a_mixture_that_is_not_shared_is_refused(results):

@@ -1,122 +1,54 @@
-"""Two processes with a share of the data each end with the parameters of one process with all of it."""
+"""Two processes with a share of the data each end with the parameters of one process with all of it, or all fail."""
 
-import os
-import socket
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tmixture import StudentTMixture
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
-WORLD = 2
-SPLIT = 170  # rows of the first process; the second has more
+from . import process
 
 
-def rows(dtype):
-    generator = torch.Generator().manual_seed(0)
-    centres = 5 * torch.randn(3, 4, generator=generator, dtype=torch.float64)
-    labels = torch.randint(3, (500,), generator=generator)
-    weight = torch.rand(500, generator=generator)
-    weight[::7] = 0
-    return (centres[labels] + torch.randn(500, 4, generator=generator, dtype=torch.float64)).to(dtype), weight, labels
+def run(task, folder):
+    """The return codes of both processes, once they have ended, and what they wrote on stderr."""
+    script = Path(__file__).with_name("process.py")
+    running = [
+        subprocess.Popen([sys.executable, script, str(rank), folder, task], stderr=subprocess.PIPE, text=True)
+        for rank in range(process.WORLD)
+    ]
+    errors = [child.communicate(timeout=250)[1] for child in running]
+    return [child.returncode for child in running], errors
 
 
-def share(tensor, rank):
-    """What one process holds of all rows, or everything for rank None."""
-    return tensor if rank is None else (tensor[:SPLIT], tensor[SPLIT:])[rank]
-
-
-def batches(x, rank):
-    """A stream of 25 batches of 20 rows, of which the first process sees 7 and the second 13."""
-    for batch in x.split(20):
-        yield batch if rank is None else (batch[:7], batch[7:])[rank]
-
-
-def scenarios(rank, dtype):
-    """Name and fitted mixture of everything that is compared."""
-    x, weight, labels = rows(dtype)
-    mine = share(x, rank)
-    common = dict(distributed=rank is not None, dtype=dtype, generator=0, learn_dof="component", max_iter=15)
-    for structure in STRUCTURES:
-        settings = dict(common, covariance_type=structure)
-        yield f"fit {structure}", StudentTMixture(3, 4, **settings).fit(mine)
-        yield f"weights {structure}", StudentTMixture(3, 4, **settings).fit(mine, share(weight, rank))
-        start = share(labels, rank)
-        yield f"labels {structure}", StudentTMixture(3, 4, **settings).fit(mine, responsibilities=start)
-        streamed = StudentTMixture(3, 4, **settings)
-        for batch in batches(x, rank):
-            streamed.partial_fit(batch)
-        yield f"stream {structure}", streamed
-        fitted = StudentTMixture(3, 4, **settings).fit(mine)
-        for batch in batches(x, rank):
-            fitted.partial_fit(batch)
-        yield f"fit, then stream {structure}", fitted
-    for init in ("kmeans++", "random"):
-        yield init, StudentTMixture(3, 4, init=init, **common).fit(mine)
-    weighted = StudentTMixture(3, 4, **common)
-    for batch, s in zip(batches(x, rank), batches(weight, rank)):
-        weighted.partial_fit(batch, s)
-    yield "weighted stream", weighted
-    # In some batches one process has nothing to say; it must not keep the other waiting.
-    uneven = StudentTMixture(3, 4, **common)
-    one_sided = weight.clone()
-    one_sided[torch.arange(500) % 20 < 7] = 0
-    one_sided[:100] = 1.0
-    for batch, s in zip(batches(x, rank), batches(one_sided, rank)):
-        uneven.partial_fit(batch, s)
-    yield "uneven stream", uneven
-    # Far too many components: some die and are re-seeded from rows that only one process may hold.
-    many = StudentTMixture(60, 4, dof=float("inf"), **{**common, "learn_dof": False}).fit(mine)
-    assert many.n_reseeded_ > 0
-    yield "many components", many
-
-
-def answers(mixture, mine):
-    result = {name: tensor.numpy() for name, tensor in mixture.state_dict().items() if tensor.is_floating_point()}
-    result["history"] = np.array(mixture.history_)
-    result["criteria"] = np.array([mixture.score(mine), mixture.bic(mine), mixture.icl(mine)])
-    result["counts"] = np.array([mixture.n_iter_, mixture.n_reseeded_])
-    return result
-
-
-def run_process(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
-    results = {}
-    for dtype in (torch.float32, torch.float64):
-        mine = share(rows(dtype)[0], rank)
-        results[dtype] = {name: answers(mixture, mine) for name, mixture in scenarios(rank, dtype)}
-    torch.save(results, f"{folder}/{rank}")
-    try:
-        dist.barrier()
-    finally:
-        # Gloo's threads may outlive the group for a moment, and then abort an interpreter that is shutting down.
-        os._exit(0)
+def results_of(task, folder):
+    """What both processes return from a task."""
+    codes, errors = run(task, folder)
+    assert codes == [0, 0], errors
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(process.WORLD)]
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """The results of every process."""
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(run_process, args=(port, str(folder)), nprocs=WORLD)
-    return [torch.load(folder / str(rank), weights_only=False) for rank in range(WORLD)]
+def equal(tmp_path_factory):
+    return results_of("equality", tmp_path_factory.mktemp("equality"))
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    return results_of("failing", tmp_path_factory.mktemp("failing"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_two_processes_are_one(processes, dtype):
-    first, second = (results[dtype] for results in processes)
-    x = rows(dtype)[0]
+def test_two_processes_are_one(equal, dtype, tmp_path):
+    first, second = (results[dtype] for results in equal)
+    x = process.rows(dtype)[0]
     tolerance = 1e-6 if dtype == torch.float32 else 1e-10
-    for name, mixture in scenarios(None, dtype):
-        alone = answers(mixture, x)
+    for name, mixture in process.fits(None, dtype, tmp_path):
+        alone = process.answers(mixture, x)
         assert first[name].keys() == second[name].keys() == alone.keys(), name
         for key, value in alone.items():
             np.testing.assert_array_equal(first[name][key], second[name][key], err_msg=f"{name}: {key} differs by rank")
@@ -129,8 +61,73 @@ def test_two_processes_are_one(processes, dtype):
         assert np.isfinite(first[name]["means"]).all()
 
 
+def test_all_rows_are_equally_likely_in_the_sample_that_a_fit_starts_from(equal):
+    first, second = (results["samples"] for results in equal)
+    assert torch.equal(first, second)
+    assert (first.diff(dim=1) > 0).all()  # in their order, none twice
+    counts = (first >= 900).sum(1)  # hypergeometric
+    error = (1000 - 50) / (1000 - 1) * 50 * 0.1 * 0.9
+    assert abs(counts.double().mean() - 5) < 4 * (error / len(counts)) ** 0.5
+    assert 0.5 * error < counts.double().var() < 1.5 * error
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 17 holds nan in column 2"),
+        ("width", "ValueError: data has 3 features, but the mixture has n_features=4"),
+        ("dtype", "ValueError: data must hold real numbers, got dtype torch.complex64"),
+        ("path", "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.npy'"),
+        ("weights", "ValueError: sample_weight must be finite and not negative, but entry 0 is -1.0"),
+        ("labels", "ValueError: labels must lie in 0 … 2, got values from 0 to 99"),
+        ("file that ends", "OSError: disk on fire"),
+        ("Ctrl-C", "KeyboardInterrupt: "),
+        ("no memory", "MemoryError: "),
+        ("batch, NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 17 holds nan in column 2"),
+        ("batch, width", "ValueError: data has 3 features, but the mixture has n_features=4"),
+        ("score, NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 17 holds nan in column 2"),
+    ],
+)
+@pytest.mark.parametrize("started", [False, True])
+def test_an_error_in_one_process_is_an_error_in_all(failed, call, error, started):
+    """The process that fails raises its own error, the other one quotes it, and nothing has changed in either."""
+    first, second = (results[call, started] for results in failed)
+    assert second == (error, True)
+    assert first == (f"RuntimeError: rank 1 failed: {error.removesuffix(': ')}", True)
+
+
+@pytest.mark.parametrize(
+    ("call", "errors"),
+    [
+        ("both, width", [f"ValueError: data has {d} features, but the mixture has n_features=4" for d in (2, 3)]),
+        ("too few rows", ["ValueError: data has 1 rows with positive weight, but n_components=3 needs at least"] * 2),
+        ("no rows", ["ValueError: data is empty in all processes"] * 2),
+        (
+            "other settings",
+            ["RuntimeError: the processes have lost step: rank 0 sums 30 × 1 numbers; rank 1 sums 40 × 1 numbers"] * 2,
+        ),
+        ("other call", ["RuntimeError: the processes have lost step: rank 0 sums 3 × 1 numbers; rank 1 sums"] * 2),
+    ],
+)
+@pytest.mark.parametrize("started", [False, True])
+def test_errors_that_concern_all_processes(failed, call, errors, started):
+    for rank, error in enumerate(errors):
+        found, same = failed[rank][call, started]
+        assert found.startswith(error)
+        assert same
+
+
+def test_a_process_that_dies_is_named(tmp_path):
+    codes, errors = run("lost", tmp_path)
+    assert codes == [0, -signal.SIGKILL], errors
+    message, cause, fitted = torch.load(tmp_path / "0.pt")
+    assert message.startswith("a process of the group stopped answering (rank: 1): it died, or took longer than")
+    assert issubclass(getattr(torch.distributed, cause, RuntimeError), RuntimeError)
+    assert not fitted
+
+
 def test_without_a_process_group_nothing_is_waited_for():
-    x = rows(torch.float32)[0]
+    x = process.rows(torch.float32)[0]
     one = StudentTMixture(3, 4, distributed=True, generator=0).fit(x).partial_fit(x[:50])
     other = StudentTMixture(3, 4, generator=0).fit(x).partial_fit(x[:50])
     assert torch.equal(one.means, other.means)
