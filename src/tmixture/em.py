@@ -94,10 +94,9 @@ def expectation(
         dtype: of the arithmetic on chunks; float64 is used where float32 would cancel.
     """
     density = Density(parameters, working_dtype(parameters, dtype))
-    structure = type(parameters.scale)
     exact = accumulation_dtype(density.origin.device)
-    reference = density.origin.to(exact) + structure.reference(density.means).to(exact)
-    statistics = SufficientStatistics.zeros(structure, reference)
+    reference = density.origin.to(exact) + density.scale.reference(density.means).to(exact)
+    statistics = SufficientStatistics.zeros(density.scale, reference)
     for chunk in chunks:
         _accumulate(statistics, density, chunk, learn_dof=bool(rules.learn_dof))
     if rules.distributed:
@@ -137,8 +136,7 @@ def _accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk
         correction = expected_log_correction(density.dof.to(exact), density.n_features)
         log_precision = (responsibilities * precision.log()).sum(0, dtype=exact)
         statistics.log_mass += log_precision + responsibilities.sum(0, dtype=exact) * correction
-    structure = type(density.scale)
-    structure.accumulate(statistics.first, statistics.scatter, features, weighted, density.means)
+    density.scale.accumulate(statistics.first, statistics.scatter, features, responsibilities, weighted, density.means)
 
 
 def maximization(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Parameters:
@@ -151,7 +149,7 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
         parameters: those under which the statistics were taken.
         rules: which updates to use.
     """
-    structure = type(parameters.scale)
+    old = parameters.scale.to(statistics.mass.dtype)
     n, w = statistics.responsibility, statistics.mass
     weight_per_row = statistics.weight / statistics.rows
     anchor = (rules.anchor_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
@@ -162,13 +160,12 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     old_means = parameters.means.to(w.dtype)
     means = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means)
     means = means.lerp(old_means, (anchor / (n + anchor))[:, None])
-    scatter = statistics.about(structure, means).scatter
-    expansion = _expansion(n * alive, w * alive, parameters.dof, structure.per_component, rules)
+    scatter = statistics.about(old, means).scatter
+    expansion = _expansion(n * alive, w * alive, parameters.dof, old.per_component, rules)
     prior = (rules.prior_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
-    denominator = torch.where(alive, n * expansion + prior, 1.0 if structure.per_component else 0.0)
+    denominator = torch.where(alive, n * expansion + prior, 1.0 if old.per_component else 0.0)
     regularization = rules.regularization + rules.prior_variance * prior / denominator.clamp(min=1e-300)
-    scale = structure.estimate(scatter, denominator, regularization, parameters.n_features)
-    scale = scale.where(alive, parameters.scale.to(w.dtype))
+    scale = old.estimate(scatter, w, denominator, regularization, parameters.n_features).where(alive, old)
     dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
     return Parameters(weights, means, scale, dof)
 

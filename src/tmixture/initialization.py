@@ -93,7 +93,7 @@ def nearest(x: Tensor, centres: Tensor) -> Tensor:
 def from_centres(
     init: str | Tensor,
     sample: Sample,
-    structure: type[Scale],
+    scale: Scale,
     dof: Tensor,
     rules: Rules,
     variance: float,
@@ -104,7 +104,7 @@ def from_centres(
     Args:
         init: a key of `CENTRES` or the centres.
         sample: rows to work on.
-        structure: the scale structure.
+        scale: of components without rows.
         dof: (K,).
         rules: of the M-step.
         variance: mean variance of the data, to which scales of very small clusters shrink.
@@ -115,7 +115,7 @@ def from_centres(
     K = len(dof)
     centres = CENTRES[init](x, sample.weight, K, generator) if isinstance(init, str) else init.to(x) - shift
     labels = nearest(x, centres)
-    base = isotropic(centres + shift, structure, dof, variance)
+    base = uniform(centres + shift, scale, dof)
     chunks = [
         Chunk(rows, weight, torch.nn.functional.one_hot(label, K))
         for rows, weight, label in zip(*(t.split(16384) for t in (sample.x, sample.weight, labels)))
@@ -133,20 +133,18 @@ def from_responsibilities(
     A cluster of one or two rows would start as a spike from which EM cannot widen it, so every component is credited
     with a few more rows of the data's own variance.
     """
-    credit = prior_rows(type(base.scale), base.n_features)
+    credit = prior_rows(base.scale, base.n_features)
     rules = replace(rules, scale_update="classic", learn_dof=False, prior_rows=credit, prior_variance=variance)
     return maximization(expectation(chunks, base, rules, dtype), base, rules)
 
 
-def prior_rows(structure: type[Scale], n_features: int) -> float:
+def prior_rows(scale: Scale, n_features: int) -> float:
     """Rows to credit a component without data with: twice the scale parameters that it has per feature."""
-    return 2 * structure.n_parameters(1, n_features) / n_features
+    return 2 * scale.n_parameters(1, n_features) / n_features
 
 
-def isotropic(centres: Tensor, structure: type[Scale], dof: Tensor, variance: float) -> Parameters:
-    """Equal weights, the given means and scales variance·I, in float64 where the device has it."""
-    means = centres.to(accumulation_dtype(centres.device))
-    K, d = means.shape
-    nothing = means.new_zeros(structure.scatter_shape(K, d))
-    scale = structure.estimate(nothing, means.new_ones(K), means.new_full((K,), variance), d)
-    return Parameters(means.new_full((K,), 1 / K), means, scale, dof.to(means))
+def uniform(means: Tensor, scale: Scale, dof: Tensor) -> Parameters:
+    """Equal weights and the given means (K, d), scales and dof (K,), in float64 where the device has it."""
+    means = means.to(accumulation_dtype(means.device))
+    weights = means.new_full((len(means),), 1 / len(means))
+    return Parameters(weights, means, scale.to(means.dtype), dof.to(means))

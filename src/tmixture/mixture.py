@@ -144,7 +144,8 @@ class StudentTMixture(nn.Module):
         start = validation.dof(dof, n_components, self.learn_dof, self.dof_bounds)
         placement: dict[str, Any] = {"device": device, "dtype": validation.floating(dtype or torch.get_default_dtype())}
         nowhere = torch.zeros(n_components, n_features, device=device)
-        for name, tensor in initialization.isotropic(nowhere, self._structure, start, 1.0).tensors().items():
+        unfitted = initialization.uniform(nowhere, self._isotropic(1.0, nowhere.device), start)
+        for name, tensor in unfitted.tensors().items():
             self.register_buffer(name, tensor.to(**placement))
         self.register_buffer("initial_dof", start.clone().to(**placement))
         self.register_buffer("fitted", torch.tensor(False, device=device))
@@ -267,7 +268,7 @@ class StudentTMixture(nn.Module):
         if sample.rows < self.n_components:
             return lambda: self.running.keep(sample.x, sample.weight)
         variance = sampling.mean_variance(sample)
-        prior_rows = initialization.prior_rows(self._structure, self.n_features)
+        prior_rows = initialization.prior_rows(self._current().scale, self.n_features)
         rules = replace(
             self._rules(variance),
             distributed=False,
@@ -290,18 +291,23 @@ class StudentTMixture(nn.Module):
             fit.record(step)
 
         def commit() -> None:
-            self._commit(fit.step.parameters)
+            step = fit.step
+            self._commit(step.parameters)
             if sample.rows < WARMUP_ROWS * self.n_components:
                 self.running.keep(sample.x, sample.weight)
             else:
-                self.running.start(fit.step.statistics, self._structure, rules.regularization, self._variance_within())
+                self.running.start(
+                    step.statistics, step.parameters.scale, rules.regularization, self._variance_within()
+                )
 
         return commit
 
     def _continue_stream(self, chunks: Chunks) -> Callable[[], None]:
         """Blend the batch into the running statistics, update the parameters from them; returns what makes it so."""
-        running, structure = self.running, self._structure
-        prior_rows = initialization.prior_rows(structure, self.n_features)
+        running = self.running
+        parameters = self._current().to(accumulation_dtype(self.means.device))
+        scale = parameters.scale
+        prior_rows = initialization.prior_rows(scale, self.n_features)
         rules = replace(
             self._rules(0.0),
             regularization=float(running.regularization),
@@ -309,13 +315,12 @@ class StudentTMixture(nn.Module):
             prior_variance=float(running.variance),
             anchor_rows=WARMUP_ROWS,
         )
-        parameters = self._current().to(accumulation_dtype(self.means.device))
         batch = em.expectation(self._checked(chunks), parameters, rules, self.means.dtype)
         if not batch.weight > 0:
             return lambda: None
         total_weight = running.total_weight + batch.weight
         rate = rate_of(self.step_size, float(total_weight / batch.weight))
-        blended = running.get().blend(batch.about(structure, running.reference).per_unit_weight(), rate)
+        blended = running.get().blend(batch.about(scale, running.reference).per_unit_weight(), rate)
         # The rows that the averages remember.
         blended.rows = batch.rows / rate
         parameters = em.maximization(blended, parameters, rules)
@@ -327,7 +332,7 @@ class StudentTMixture(nn.Module):
                 chunks, parameters, self.means.dtype, self._generator(), synchronize=self.distributed
             )
             restarted, source = em.reseed(parameters, dead, candidates)
-            blended = blended.about(structure, parameters.means).take(structure, source, restarted.means)
+            blended = blended.about(scale, parameters.means).take(scale, source, restarted.means)
             parameters = restarted
 
         def commit() -> None:
@@ -462,7 +467,7 @@ class StudentTMixture(nn.Module):
         """p, the number of free parameters, for information criteria."""
         K, d = self.n_components, self.n_features
         dof = {False: 0, "shared": 1, "component": K}[self.learn_dof]
-        return K - 1 + K * d + self._structure.n_parameters(K, d) + dof
+        return K - 1 + K * d + self._current().scale.n_parameters(K, d) + dof
 
     @classmethod
     def from_parameters(
@@ -512,7 +517,7 @@ class StudentTMixture(nn.Module):
         with _exact_arithmetic(self.means.device):
             self._commit(self._current().take(order))
             if self.running.started:
-                self.running.set(self.running.get().reorder(self._structure, order))
+                self.running.set(self.running.get().reorder(self._current().scale, order))
         return self
 
     def train_by_gradients(self) -> Self:
@@ -572,6 +577,11 @@ class StudentTMixture(nn.Module):
     @property
     def _result_dtype(self) -> torch.dtype:
         return torch.promote_types(self.means.dtype, torch.float32)
+
+    def _isotropic(self, variance: float, device: torch.device) -> Scale:
+        """Scale matrices variance·I for every component."""
+        variances = torch.full((self.n_components,), variance, dtype=accumulation_dtype(device), device=device)
+        return self._structure.isotropic(variances, self.n_features)
 
     def _current(self) -> Parameters:
         scale = self._structure(**{name: getattr(self, name) for name in self._structure.constraints})
@@ -711,17 +721,18 @@ class StudentTMixture(nn.Module):
             generator: source of randomness.
         """
         exact = accumulation_dtype(self.means.device)
-        structure, dof = self._structure, self.initial_dof
+        dof = self.initial_dof
         variance = max(variance, rules.regularization)  # it is zero if all rows are equal
         if self.warm_start and self._is_fitted:
             return self._current().to(exact)
+        scale = self._isotropic(variance, self.means.device)
         if given is not None:
             rows = initialization.random_rows(sample.x, sample.weight, self.n_components, generator)
             if self.distributed:
                 rows = communication.from_first_process(rows)  # generators may differ
-            base = initialization.isotropic(rows, structure, dof, variance)
+            base = initialization.uniform(rows, scale, dof)
             return initialization.from_responsibilities(given, base, rules, variance, self.means.dtype)
-        start = initialization.from_centres(self.init, sample, structure, dof, rules, variance, generator)
+        start = initialization.from_centres(self.init, sample, scale, dof, rules, variance, generator)
         if self.distributed:
             communication.broadcast_in_place(list(start.tensors().values()))
         return start
@@ -754,7 +765,7 @@ class StudentTMixture(nn.Module):
         """Keep the outcome of a fit."""
         step = fit.step
         self._commit(step.parameters)
-        self.running.start(step.statistics, self._structure, rules.regularization, self._variance_within())
+        self.running.start(step.statistics, step.parameters.scale, rules.regularization, self._variance_within())
         self.n_iter_, self.converged_, self.history_ = step.n_iter, step.converged, fit.history
         self.n_reseeded_ = len(fit.reseeded)
 

@@ -45,14 +45,14 @@ class SufficientStatistics:
         return f"SufficientStatistics(K={K}, d={d}, rows={float(self.rows):g}, weight={float(self.weight):g})"
 
     @classmethod
-    def zeros(cls, structure: type[Scale], reference: Tensor) -> SufficientStatistics:
-        """Empty statistics about `reference` (K, d), on its device and with its dtype."""
+    def zeros(cls, scale: Scale, reference: Tensor) -> SufficientStatistics:
+        """Empty statistics about `reference` (K, d) for scales like `scale`, on its device and with its dtype."""
         K, d = reference.shape
         return cls(
             responsibility=reference.new_zeros(K),
             mass=reference.new_zeros(K),
             first=reference.new_zeros(K, d),
-            scatter=reference.new_zeros(structure.scatter_shape(K, d)),
+            scatter=reference.new_zeros(scale.scatter_shape(K, d)),
             log_mass=reference.new_zeros(K),
             log_likelihood=reference.new_zeros(()),
             weight=reference.new_zeros(()),
@@ -88,10 +88,10 @@ class SufficientStatistics:
         """The additive tensors: everything but the reference."""
         return [tensor for name, tensor in self.tensors().items() if name != "reference"]
 
-    def about(self, structure: type[Scale], reference: Tensor) -> SufficientStatistics:
+    def about(self, scale: Scale, reference: Tensor) -> SufficientStatistics:
         """The same statistics with the moments taken about another reference (K, d)."""
         delta = self.reference - reference
-        scatter = structure.translate(self.scatter, self.mass, self.first, delta)
+        scatter = scale.translate(self.scatter, self.mass, self.first, delta)
         moments = {"first": self.first + self.mass[:, None] * delta, "scatter": scatter, "reference": reference}
         return SufficientStatistics(**{**self.tensors(), **moments})
 
@@ -109,20 +109,20 @@ class SufficientStatistics:
         }
         return SufficientStatistics(**{**self.tensors(), **blended, "rows": self.rows + other.rows})
 
-    def reorder(self, structure: type[Scale], order: Tensor) -> SufficientStatistics:
+    def reorder(self, scale: Scale, order: Tensor) -> SufficientStatistics:
         """The same statistics with the components in another order (K,)."""
         names = ["responsibility", "mass", "first", "log_mass", "reference"]
-        if structure.per_component:
+        if scale.per_component:
             names.append("scatter")
         return SufficientStatistics(**{**self.tensors(), **{name: getattr(self, name)[order] for name in names}})
 
-    def take(self, structure: type[Scale], source: Tensor, means: Tensor) -> SufficientStatistics:
+    def take(self, scale: Scale, source: Tensor, means: Tensor) -> SufficientStatistics:
         """Statistics in which component k has the share of `source[k]`, moved to `means[k]`.
 
         Components with the same source divide its sums among them.
 
         Args:
-            structure: the scale structure.
+            scale: scales of the same structure.
             source: (K,) indices.
             means: (K, d), where the components now are.
 
@@ -130,7 +130,7 @@ class SufficientStatistics:
         """
         share = 1 / torch.bincount(source, minlength=len(source))[source].to(self.mass)
         scatter = self.scatter
-        if structure.per_component:
+        if scale.per_component:
             scatter = scatter[source] * share.reshape(-1, *[1] * (scatter.dim() - 1))
         divided = {name: getattr(self, name)[source] * share for name in ("responsibility", "mass", "log_mass")}
         moments = {"first": torch.zeros_like(self.first), "scatter": scatter, "reference": means.to(self.mass)}

@@ -91,13 +91,11 @@ class RunningStatistics(nn.Module):
         for name, tensor in statistics.tensors().items():
             setattr(self, name, tensor)
 
-    def start(
-        self, statistics: SufficientStatistics, structure: type[Scale], regularization: float, variance: float
-    ) -> None:
+    def start(self, statistics: SufficientStatistics, scale: Scale, regularization: float, variance: float) -> None:
         """Begin from the sums of a data set, with the means that they give as the reference."""
         centre = statistics.reference + statistics.first / statistics.mass.clamp(min=1e-30)[:, None]
         self.clear()
-        self.set(statistics.about(structure, centre).per_unit_weight())
+        self.set(statistics.about(scale, centre).per_unit_weight())
         self.total_weight = statistics.weight.clone()
         self.regularization = statistics.weight.new_tensor(regularization)
         self.variance = statistics.weight.new_tensor(variance)

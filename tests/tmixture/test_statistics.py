@@ -8,7 +8,6 @@ import torch
 
 from tmixture import StudentTMixture, SufficientStatistics, em
 from tmixture.chunks import Chunk
-from tmixture.scales import STRUCTURES as CLASSES
 
 from . import naive
 from .helpers import STRUCTURES, from_model
@@ -19,18 +18,18 @@ FIXED_DOF = replace(RULES, learn_dof=False)
 
 @pytest.fixture(params=STRUCTURES)
 def case(request):
-    """(structure, x, sample weights, parameters)."""
+    """(scale, x, sample weights, parameters)."""
     x, model = naive.heavy_tailed(K=3, d=4, N=60, structure=request.param)
     weight = np.random.default_rng(0).uniform(0, 2, len(x))
     parameters = from_model(model, request.param)._current()
-    return CLASSES[request.param], torch.as_tensor(x), torch.as_tensor(weight), parameters
+    return parameters.scale, torch.as_tensor(x), torch.as_tensor(weight), parameters
 
 
 def expectation(parameters, *chunks):
     return em.expectation([Chunk(*chunk) for chunk in chunks], parameters, RULES, torch.float64)
 
 
-def moments(structure, x, weighted, reference):
+def moments(scale, x, weighted, reference):
     """First and second moments about `reference` by the definition, in the structure's own form."""
     centred = x[:, None] - reference  # (n, K, d)
     first = (weighted[:, :, None] * centred).sum(0)
@@ -41,7 +40,7 @@ def moments(structure, x, weighted, reference):
         "diag": outer.diagonal(dim1=1, dim2=2),
         "spherical": outer.diagonal(dim1=1, dim2=2).sum(1),
     }
-    return first, form[structure.covariance_type]
+    return first, form[scale.covariance_type]
 
 
 def assert_equal(one, other, rtol=1e-11):
@@ -51,7 +50,7 @@ def assert_equal(one, other, rtol=1e-11):
 
 
 def test_they_are_the_sums_of_their_definition(case):
-    structure, x, weight, parameters = case
+    scale, x, weight, parameters = case
     statistics = expectation(parameters, (x, weight))
     model = naive.Model(
         parameters.weights.numpy(),
@@ -63,7 +62,7 @@ def test_they_are_the_sums_of_their_definition(case):
     r = logs.softmax(1) * weight[:, None]
     delta = [[naive.distance(row, m, s) for m, s in zip(model.means, model.scales)] for row in x.numpy()]
     half, rate = (parameters.dof + 4) / 2, (parameters.dof + torch.tensor(delta, dtype=torch.float64)) / 2
-    first, scatter = moments(structure, x, r * half / rate, statistics.reference)
+    first, scatter = moments(scale, x, r * half / rate, statistics.reference)
     expected = SufficientStatistics(
         responsibility=r.sum(0),
         mass=(r * half / rate).sum(0),
@@ -79,10 +78,10 @@ def test_they_are_the_sums_of_their_definition(case):
 
 
 def test_they_add_over_chunks(case):
-    structure, x, weight, parameters = case
+    scale, x, weight, parameters = case
     whole = expectation(parameters, (x, weight))
     parts = [expectation(parameters, (x[a:b], weight[a:b])) for a, b in ((0, 1), (1, 30), (30, 60))]
-    added = SufficientStatistics.zeros(structure, whole.reference)
+    added = SufficientStatistics.zeros(scale, whole.reference)
     for total, *terms in zip(added.sums(), *(part.sums() for part in parts)):
         for term in terms:
             total += term
@@ -91,18 +90,18 @@ def test_they_add_over_chunks(case):
 
 
 def test_moving_the_reference_is_recomputing_about_it(case):
-    structure, x, weight, parameters = case
+    scale, x, weight, parameters = case
     statistics = expectation(parameters, (x, weight))
     reference = torch.as_tensor(np.random.default_rng(1).normal(size=(3, 4)) * 10)
     density = em.Density(parameters, torch.float64)
     distances = density.mahalanobis(density.features(x))
     joint = density.log_weights + density.log_prob(distances)
     weighted = joint.softmax(1) * density.outlier_weights(distances) * weight[:, None]
-    first, scatter = moments(structure, x, weighted, reference)
-    moved = statistics.about(structure, reference)
+    first, scatter = moments(scale, x, weighted, reference)
+    moved = statistics.about(scale, reference)
     np.testing.assert_allclose(moved.first, first, rtol=1e-9)
     np.testing.assert_allclose(moved.scatter, scatter, rtol=1e-9)
-    assert_equal(moved.about(structure, statistics.reference), statistics, rtol=1e-9)
+    assert_equal(moved.about(scale, statistics.reference), statistics, rtol=1e-9)
 
 
 def test_a_blend_of_averages_is_the_average_of_the_union(case):
@@ -121,24 +120,24 @@ def test_a_blend_of_averages_is_the_average_of_the_union(case):
 
 
 def test_split_components_share_the_sums_of_their_source(case):
-    structure, x, weight, parameters = case
+    scale, x, weight, parameters = case
     statistics = expectation(parameters, (x, weight))
     centre = statistics.reference + statistics.first / statistics.mass[:, None]
-    centred = statistics.about(structure, centre)
+    centred = statistics.about(scale, centre)
     means = centre[[1, 1, 2]] + torch.tensor([[5.0], [0.0], [0.0]])
-    split = centred.take(structure, torch.tensor([1, 1, 2]), means)
+    split = centred.take(scale, torch.tensor([1, 1, 2]), means)
     for name in ("responsibility", "mass", "log_mass"):
         before, after = getattr(centred, name), getattr(split, name)
         np.testing.assert_allclose(after, [before[1] / 2, before[1] / 2, before[2]], err_msg=name)
     estimated, unsplit = (em.maximization(s, parameters, FIXED_DOF) for s in (split, centred))
     np.testing.assert_allclose(estimated.means, means, rtol=1e-10)
-    if structure.per_component:
+    if scale.per_component:
         dense, source = estimated.scale.dense(3, 4), unsplit.scale.dense(3, 4)
         np.testing.assert_allclose(dense, source[[1, 1, 2]], rtol=1e-6, atol=1e-9)
 
 
 def test_components_without_mass_keep_their_mean_and_scale(case):
-    structure, x, weight, parameters = case
+    scale, x, weight, parameters = case
     far = parameters.means.clone()
     far[2] = 1e4
     gaussian = type(parameters)(
@@ -149,7 +148,7 @@ def test_components_without_mass_keep_their_mean_and_scale(case):
     after = em.maximization(statistics, gaussian, FIXED_DOF)
     assert after.means[2].tolist() == [1e4] * 4
     assert float(after.weights[2]) < 1e-30
-    if structure.per_component:
+    if scale.per_component:
         np.testing.assert_allclose(after.scale.dense(3, 4)[2], parameters.scale.dense(3, 4)[2], rtol=1e-12, atol=1e-12)
     assert all(tensor.isfinite().all() for name, tensor in after.tensors().items() if name != "dof")
 
@@ -165,7 +164,7 @@ def test_expected_statistics_are_those_of_a_large_sample(structure, dof):
     parameters = mixture._current()
     expected = SufficientStatistics.expected(parameters, 1.0)
     x, _ = mixture.sample(200_000, generator=generator)
-    seen = em.expectation([Chunk(x)], parameters, RULES, torch.float64).about(CLASSES[structure], parameters.means)
+    seen = em.expectation([Chunk(x)], parameters, RULES, torch.float64).about(parameters.scale, parameters.means)
     seen = seen.per_unit_weight()
     for name in ("responsibility", "mass", "first", "scatter", "log_mass"):
         torch.testing.assert_close(getattr(seen, name), getattr(expected, name), atol=0.05, rtol=0.02)

@@ -86,37 +86,37 @@ class Scale(ABC):
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         """Turn white noise (n, d) into noise with scale matrix Σ_component[i] in row i."""
 
-    @classmethod
     @abstractmethod
-    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+    def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         """Shape of the scatter statistic S."""
 
-    @classmethod
-    @abstractmethod
-    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
-        """Shape of each tensor, by field name."""
-
-    @classmethod
-    def reference(cls, means: Tensor) -> Tensor:
+    def reference(self, means: Tensor) -> Tensor:
         """The points (K, d) about which `accumulate` takes its moments: the common origin unless overridden."""
         return torch.zeros_like(means)
 
-    @classmethod
     @abstractmethod
-    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
-        """Add the first and second moments of a chunk, in place.
+    def accumulate(
+        self,
+        first: Tensor,
+        scatter: Tensor,
+        features: Tensor,
+        responsibilities: Tensor,
+        weight: Tensor,
+        means: Tensor,
+    ) -> None:
+        """Add the first and second moments of a chunk under these scales, in place.
 
         Args:
             first: (K, d), receives Σ_i weight_ik·(x_i − reference_k).
             scatter: `scatter_shape`, receives the second moments about `reference(means)`.
             features: (n, p), from `features`.
+            responsibilities: (n, K), r_ik times the sample weight.
             weight: (n, K), r_ik·u_ik times the sample weight.
             means: (K, d).
         """
 
-    @classmethod
     @abstractmethod
-    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+    def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         """The scatter about a new reference = old reference − delta.
 
         With y = x − old reference: Σ w (y+δ)(y+δ)ᵀ = S + fδᵀ + δfᵀ + Σw·δδᵀ, in the structure's own form.
@@ -128,13 +128,15 @@ class Scale(ABC):
             delta: (K, d), old reference minus new reference.
         """
 
-    @classmethod
     @abstractmethod
-    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
-        """The M-step: Σ_k = S_k / denominator_k + regularization_k·I.
+    def estimate(
+        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
+    ) -> Self:
+        """The M-step: Σ_k = S_k / denominator_k + regularization_k·I, as new scales.
 
         Args:
-            scatter: the statistic about the new means.
+            scatter: the statistic about the new means, taken under these scales.
+            mass: (K,), Σ_i weight_ik.
             denominator: (K,), what S is divided by.
             regularization: (K,), added to the diagonal, in squared units of the data.
             n_features: d.
@@ -146,12 +148,16 @@ class Scale(ABC):
 
     @classmethod
     @abstractmethod
-    def from_dense(cls, matrices: Tensor) -> Self:
-        """The scales closest in this structure to full matrices (K, d, d)."""
+    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+        """The scales Σ_k = variance_k·I, from variances (K,)."""
 
     @classmethod
     @abstractmethod
-    def n_parameters(cls, n_components: int, n_features: int) -> int:
+    def from_dense(cls, matrices: Tensor) -> Self:
+        """The scales closest in this structure to full matrices (K, d, d)."""
+
+    @abstractmethod
+    def n_parameters(self, n_components: int, n_features: int) -> int:
         """Number of free parameters, for information criteria."""
 
     @abstractmethod

@@ -44,38 +44,43 @@ class DiagonalScale(Scale):
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         return noise / self.whitening[component]
 
-    @classmethod
-    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+    def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components, n_features)
 
-    @classmethod
-    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
-        return {"whitening": (n_components, n_features)}
-
-    @classmethod
-    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+    def accumulate(
+        self,
+        first: Tensor,
+        scatter: Tensor,
+        features: Tensor,
+        responsibilities: Tensor,
+        weight: Tensor,
+        means: Tensor,
+    ) -> None:
         moments = cross_moments(weight, features)
         first += moments[:, : first.shape[1]]
         scatter += moments[:, first.shape[1] :]
 
-    @classmethod
-    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+    def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         return scatter + (2 * first + mass[:, None] * delta) * delta
 
-    @classmethod
-    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+    def estimate(
+        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
+    ) -> Self:
         variance = (scatter / denominator[:, None]).clamp(min=0) + regularization[:, None]
-        return cls(variance.rsqrt())
+        return type(self)(variance.rsqrt())
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return weights[:, None] / self.whitening.square()
 
     @classmethod
+    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+        return cls(variance.rsqrt()[:, None].repeat(1, n_features))
+
+    @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(matrices.diagonal(dim1=1, dim2=2).rsqrt())
 
-    @classmethod
-    def n_parameters(cls, n_components: int, n_features: int) -> int:
+    def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features
 
     def mean_variance(self, n_features: int) -> Tensor:

@@ -44,20 +44,21 @@ class FullScale(Scale):
             result[rows] = torch.linalg.solve_triangular(self.whitening[k], noise[rows].T, upper=False).T
         return result
 
-    @classmethod
-    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+    def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components, n_features, n_features)
 
-    @classmethod
-    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
-        return {"whitening": (n_components, n_features, n_features)}
-
-    @classmethod
-    def reference(cls, means: Tensor) -> Tensor:
+    def reference(self, means: Tensor) -> Tensor:
         return means
 
-    @classmethod
-    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+    def accumulate(
+        self,
+        first: Tensor,
+        scatter: Tensor,
+        features: Tensor,
+        responsibilities: Tensor,
+        weight: Tensor,
+        means: Tensor,
+    ) -> None:
         # In high dimension nearly every weight is zero: gather the rows that count, and pay N·d² instead of N·K·d².
         counts = weight > 0
         for k, mean in enumerate(means):
@@ -67,29 +68,32 @@ class FullScale(Scale):
             first[k] += weighted.sum(0, dtype=first.dtype)
             scatter[k] += cross_moments(weighted, centred)
 
-    @classmethod
-    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+    def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         cross = first[:, :, None] * delta[:, None, :]
         return scatter + cross + cross.transpose(1, 2) + (mass[:, None] * delta)[:, :, None] * delta[:, None, :]
 
-    @classmethod
-    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+    def estimate(
+        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
+    ) -> Self:
         factors = torch.empty_like(scatter)
         for k in range(len(scatter)):
             covariance = scatter[k] / denominator[k]
             covariance.diagonal().add_(regularization[k])
             factors[k] = whitening_of(covariance, f"component {k}")
-        return cls(factors)
+        return type(self)(factors)
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return weights[:, None, None] * self.dense(len(weights), n_features)
 
     @classmethod
+    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+        return cls(torch.diag_embed(variance.rsqrt()[:, None].expand(-1, n_features)))
+
+    @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(inverse_of(torch.linalg.cholesky(matrices)))
 
-    @classmethod
-    def n_parameters(cls, n_components: int, n_features: int) -> int:
+    def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features * (n_features + 1) // 2
 
     def mean_variance(self, n_features: int) -> Tensor:

@@ -45,38 +45,43 @@ class SphericalScale(Scale):
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         return noise / self.whitening[component, None]
 
-    @classmethod
-    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+    def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components,)
 
-    @classmethod
-    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
-        return {"whitening": (n_components,)}
-
-    @classmethod
-    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+    def accumulate(
+        self,
+        first: Tensor,
+        scatter: Tensor,
+        features: Tensor,
+        responsibilities: Tensor,
+        weight: Tensor,
+        means: Tensor,
+    ) -> None:
         moments = cross_moments(weight, features)
         first += moments[:, :-1]
         scatter += moments[:, -1]
 
-    @classmethod
-    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+    def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         return scatter + ((2 * first + mass[:, None] * delta) * delta).sum(1)
 
-    @classmethod
-    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+    def estimate(
+        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
+    ) -> Self:
         variance = (scatter / (denominator * n_features)).clamp(min=0) + regularization
-        return cls(variance.rsqrt())
+        return type(self)(variance.rsqrt())
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return n_features * weights / self.whitening.square()
 
     @classmethod
+    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+        return cls(variance.rsqrt())
+
+    @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(matrices.diagonal(dim1=1, dim2=2).mean(1).rsqrt())
 
-    @classmethod
-    def n_parameters(cls, n_components: int, n_features: int) -> int:
+    def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components
 
     def mean_variance(self, n_features: int) -> Tensor:

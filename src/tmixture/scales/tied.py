@@ -40,39 +40,44 @@ class TiedScale(Scale):
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.whitening, noise.T, upper=False).T
 
-    @classmethod
-    def scatter_shape(cls, n_components: int, n_features: int) -> tuple[int, ...]:
+    def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_features, n_features)
 
-    @classmethod
-    def shapes(cls, n_components: int, n_features: int) -> dict[str, tuple[int, ...]]:
-        return {"whitening": (n_features, n_features)}
-
-    @classmethod
-    def accumulate(cls, first: Tensor, scatter: Tensor, features: Tensor, weight: Tensor, means: Tensor) -> None:
+    def accumulate(
+        self,
+        first: Tensor,
+        scatter: Tensor,
+        features: Tensor,
+        responsibilities: Tensor,
+        weight: Tensor,
+        means: Tensor,
+    ) -> None:
         first += cross_moments(weight, features)
         scatter += cross_moments(features * weight.sum(1, keepdim=True), features)
 
-    @classmethod
-    def translate(cls, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+    def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         cross = first.T @ delta
         return scatter + cross + cross.T + (mass[:, None] * delta).T @ delta
 
-    @classmethod
-    def estimate(cls, scatter: Tensor, denominator: Tensor, regularization: Tensor, n_features: int) -> Self:
+    def estimate(
+        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
+    ) -> Self:
         covariance = scatter / denominator.sum()
         covariance.diagonal().add_(regularization @ denominator / denominator.sum())
-        return cls(whitening_of(covariance, "the mixture"))
+        return type(self)(whitening_of(covariance, "the mixture"))
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return weights.sum() * self.dense(1, n_features)[0]
 
     @classmethod
+    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+        return cls(torch.diag_embed(variance.mean().rsqrt().expand(n_features)))
+
+    @classmethod
     def from_dense(cls, matrices: Tensor) -> Self:
         return cls(inverse_of(torch.linalg.cholesky(matrices.mean(0))))
 
-    @classmethod
-    def n_parameters(cls, n_components: int, n_features: int) -> int:
+    def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_features * (n_features + 1) // 2
 
     def mean_variance(self, n_features: int) -> Tensor:
