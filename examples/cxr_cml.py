@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import tyro
@@ -32,6 +33,7 @@ from cxr.evaluation import evaluate
 from cxr.images import ImageStore, decode_images, normalize
 from cxr.losses import Duplicates
 from cxr.report import write_report
+from cxr.reports import excerpts
 from cxr.results import Result, describe, load_results
 from cxr.splits import Split, holdout, k_fold
 from cxr.texts import encode_captions, tokenize, vocabulary
@@ -60,22 +62,22 @@ class Config:
     """Which images take part; all-but-LL probably is the paper's choice."""
     empty_caption: str | None = None
     """Caption of an image without findings; None leaves it without a caption loss."""
-    duplicates: Duplicates = "share"
-    """What an identical caption elsewhere in the batch counts as, in all arms."""
+    duplicates: Duplicates = "labels"
+    """What an identical or similar caption elsewhere in the batch counts as, in all arms."""
 
     arms: tuple[str, ...] = tuple(MAIN)
     """Names of arms; examples/cxr/arms.py says what each of them is."""
     ablation: bool = False
     """Add the variants, the controls and the ablations over dof, batch size and number of components."""
-    epochs: int = 8
+    epochs: int = 5
     """Passes over the training part, for every arm."""
-    pretrain_epochs: int = 12
+    pretrain_epochs: int = 20
     """Epochs on report sentences that make the starting point, where reports.csv lies beside the labels."""
     batch_size: int = 32
     """Images per step."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     """Of AdamW, for every arm."""
     patience: int = 4
     """Epochs without a lower validation loss before the learning rate falls to a tenth."""
@@ -110,6 +112,7 @@ class Config:
 PAPER_CONFIG = Config(
     model="open_clip:ViT-B-32-quickgelu",
     image_size=224,
+    duplicates="share",
     epochs=10,
     pretrain_epochs=0,
     learning_rate=1e-6,
@@ -221,7 +224,7 @@ def run_fold(
         return
     start = starting_point(store, cohort, reports, split, config, seed, fold)
     style = replace(PAPER, empty=config.empty_caption)
-    texts = tokenize(start, captions(cohort.labels, cohort.label_names, style))
+    texts = tokenize(start, [[caption] for caption in captions(cohort.labels, cohort.label_names, style)])
     data = Data(store, texts, cohort.labels)
     for name in waiting:
         logging.info("seed %d, fold %d: %s", seed, fold, ARMS[name].title)
@@ -252,8 +255,9 @@ def starting_point(
         seed=seed,
     ).to(config.device)
     if config.init is None and reports is not None and config.pretrain_epochs:
-        data = Data(store, tokenize(model, reports), cohort.labels)
-        epochs = config.pretrain_epochs
+        epochs, rng = config.pretrain_epochs, np.random.default_rng(seed)
+        sentences = [excerpts(report, epochs, rng) if report else [None] * epochs for report in reports]
+        data = Data(store, tokenize(model, sentences), cohort.labels)
         pretraining = replace(config, epochs=epochs, patience=epochs, learning_rate=PRETRAINING_RATE, accumulate=1)
         make_trainer(model, data, split, PRETRAINING, pretraining, seed, fold, "pretraining").run(PRETRAINING.title)
     elif config.init is None and small:

@@ -16,8 +16,8 @@ from tmixture import StudentTMixture
 class ClusterStage(nn.Module):
     """What an arm adds to the contrastive loss of a batch.
 
-    The mixture is fitted at the end of every epoch to the features seen in it (the paper's 40 components cannot be
-    fitted to a batch of 32), so the first epoch is trained without clusters.
+    The mixture is fitted to the training part before the first epoch (the paper's 40 components cannot be fitted to a
+    batch of 32), and again at the end of every epoch to the features seen in it.
 
     Args:
         arm: what to do with the clusters.
@@ -67,6 +67,11 @@ class ClusterStage(nn.Module):
         if self.arm.features == "joint":
             return torch.cat([images, texts], dim=1) / 2**0.5
         return images if self.arm.features == "image" else texts
+
+    def fit(self, images: Tensor, texts: Tensor) -> None:
+        """Fit the mixture to embeddings (n, d) of the training part."""
+        if not self.arm.released:
+            self.metric.end_epoch(self.features(images, texts))
 
     def end_epoch(self) -> dict[str, float]:
         """Refit the mixture to the epoch's features; returns statistics of the clusters."""

@@ -6,6 +6,8 @@ technique or about nothing in particular. Captions of this kind are what a CheXz
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from cxr.anatomy import SIDE_NAMES
@@ -113,6 +115,7 @@ NOISE = (
 )
 # How often a finding is mentioned, one that matters is ruled out, another absent one is denied, something else is said.
 MENTIONED, RULED_OUT_RATE, DENIED_RATE, NOISE_RATE = 0.85, 0.2, 0.04, 0.3
+LONGEST_EXCERPT = 3  # sentences
 
 
 def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
@@ -153,3 +156,14 @@ def write_report(cases: list[Case], rng: np.random.Generator) -> str:
         sentences.append(_pick(NOISE, rng))
     order = rng.permutation(len(sentences))
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in (sentences[i] for i in order))
+
+
+def excerpts(report: str, n_excerpts: int, rng: np.random.Generator) -> list[str]:
+    """One to three sentences of a report drawn at random, for one epoch of pretraining each.
+
+    Single sentences as in ConVIRT (Zhang et al. 2022): a text encoder that only reads whole reports finds the two words
+    of a prompt far from all it knows, and whole findings then come out with the wrong sign.
+    """
+    sentences = re.split(r"(?<=[.!?])\s+", report.strip())
+    lengths = rng.integers(1, LONGEST_EXCERPT + 1, size=n_excerpts)
+    return [" ".join(rng.permutation(sentences)[:length]) for length in lengths]

@@ -21,29 +21,28 @@ class Texts:
 
     Attributes:
         tokens: (U, L) the different captions.
-        ids: (N,) which caption an image has; -1 for none.
+        ids: (N, M) which captions an image has, one for each epoch in turn; -1 for none.
     """
 
     tokens: Tensor
     ids: Tensor
 
 
-def tokenize(model: ClipModel, captions: Sequence[str | None]) -> Texts:
-    """Tokenise captions; None is an image without one."""
-    different = list(dict.fromkeys(caption for caption in captions if caption is not None))
+def tokenize(model: ClipModel, captions: Sequence[Sequence[str | None]]) -> Texts:
+    """Tokenise the captions of N images: as many for each image, None where it has none."""
+    different = list(dict.fromkeys(caption for row in captions for caption in row if caption is not None))
     if not different:
         raise ValueError("captions: no image has one, so there is nothing to train on")
-    number = {caption: i for i, caption in enumerate(different)}
-    ids = [-1 if caption is None else number[caption] for caption in captions]
-    return Texts(model.tokenize(different), torch.tensor(ids))
+    number: dict[str | None, int] = {None: -1, **{caption: i for i, caption in enumerate(different)}}
+    return Texts(model.tokenize(different), torch.tensor([[number[caption] for caption in row] for row in captions]))
 
 
-def encode_captions(model: ClipModel, texts: Texts, rows: Tensor) -> tuple[Tensor, Tensor]:
+def encode_captions(model: ClipModel, texts: Texts, rows: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
     """Embeddings (B, d) and caption numbers (B,) of the images `rows`; zeros where there is no caption.
 
     A caption that occurs several times in the batch is encoded once.
     """
-    ids = texts.ids[rows]
+    ids = texts.ids[rows, epoch % texts.ids.shape[1]]
     different, position = ids.clamp(min=0).unique(return_inverse=True)
     embeddings = model.encode_text(texts.tokens[different].to(model.device))[position.to(model.device)]
     ids = ids.to(model.device)

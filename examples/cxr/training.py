@@ -115,6 +115,10 @@ class Trainer:
     def run(self, title: str) -> None:
         """Train to the end, from the checkpoint if there is one: killed and run again, it ends the same."""
         self._resume()
+        if self.stage is not None and self.epoch == self.step == 0:
+            started = time.monotonic()
+            self.stage.fit(*self._embeddings())
+            self.sums["seconds"] = time.monotonic() - started
         while self.epoch < self.schedule.epochs:
             self._train_epoch(f"{title}, epoch {self.epoch + 1}/{self.schedule.epochs}")
             self._finish_epoch()
@@ -157,7 +161,7 @@ class Trainer:
             if self.schedule.augment:
                 pixels = augment(pixels[:, :1], self.augmentation)  # grey: one channel says it all
             images = self.model.encode_image(pixels)
-            texts, caption_ids = encode_captions(self.model, self.data.texts, rows)
+            texts, caption_ids = encode_captions(self.model, self.data.texts, rows, self.epoch)
         weights = torch.ones(len(rows), device=device)
         if self.label_weights is not None:
             weights = weights * self.label_weights(labels).to(device)
@@ -175,6 +179,15 @@ class Trainer:
             weights=weights,
         )
         return contrastive, metric
+
+    @torch.no_grad()
+    def _embeddings(self) -> tuple[Tensor, Tensor]:
+        """Image and text embeddings (n, d) of the training part."""
+        self.model.eval()
+        rows, texts = torch.from_numpy(self.split.train), self.data.texts
+        parts = rows.split(256)
+        images = torch.cat([self.model.encode_image(self._pixels(part)) for part in parts])
+        return images, torch.cat([encode_captions(self.model, texts, part)[0] for part in parts])
 
     @torch.inference_mode()
     def validation_loss(self) -> float:
