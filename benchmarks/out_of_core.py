@@ -75,7 +75,7 @@ def anonymous_memory() -> Iterator[list[int]]:
     samples, done = [], threading.Event()
 
     def sample() -> None:
-        while not done.wait(0.002):
+        while not done.wait(0.005):
             fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
             samples.append(1024 * int(fields["RssAnon"].split()[0]))
 
@@ -154,8 +154,8 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=64)
     parser.add_argument("--components", type=int, default=16)
     parser.add_argument("--covariance-type", default="diag")
-    parser.add_argument("--iterations", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
