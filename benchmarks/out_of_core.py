@@ -128,8 +128,8 @@ def report(table: list[Row], arguments: argparse.Namespace) -> str:
         "",
         "![Seconds against rows](out_of_core.png)",
         "",
-        "Peak memory is what is allocated beyond the start of the fit; file pages are not counted. It holds the sample "
-        "of at most 2^18 rows that a fit starts from (128 MB at most), and the temporaries of one chunk.",
+        "Peak memory is what is allocated beyond the start of the fit; file pages are not counted. Most of it is the "
+        "sample that a fit starts from and what is computed of it; beyond 2^18 rows (128 MB of them) it does not grow.",
         "",
     ]
     return "\n".join(lines)
