@@ -51,12 +51,26 @@ def test_every_arm_is_trained_tested_and_reported(output):
         assert ARMS[name].title in page
 
 
-def test_first_epoch_of_every_arm_sees_the_same_batches(output):
-    """Until its mixture exists, the CXR-CML arm is the arm with meta labels, to the last bit."""
-    results = {result.arm: result for result in load_results(output)}
-    first = {name: results[name].history[0]["contrastive"] for name in ("meta", "cxr-cml", "shuffled-labels")}
-    assert len(set(first.values())) == 1
-    assert results["meta"].history[1]["contrastive"] != results["cxr-cml"].history[1]["contrastive"]
+def trainer(output, arm):
+    """A trainer of the arm, from the starting point that is kept in the output folder."""
+    config = replace(TINY, output=output)
+    cohort, store, reports = cxr_cml.prepare(config)
+    split = cxr_cml.splits(cohort, config, 0)[0]
+    start = cxr_cml.starting_point(store, cohort, reports, split, config, 0, 0)
+    captions = [[caption] for caption in cxr_cml.captions(cohort.labels, cohort.label_names)]
+    data = cxr_cml.Data(store, cxr_cml.tokenize(start, captions), cohort.labels)
+    return cxr_cml.make_trainer(start, data, split, arm, config, 0, 0, "test")
+
+
+def test_a_metric_loss_that_counts_for_nothing_changes_nothing(output, tmp_path):
+    """The mixture's own randomness leaves batches and augmentation alone: what is left is the arm with meta labels."""
+    plain, idle = (trainer(output, arm) for arm in (ARMS["meta"], replace(ARMS["triplets-only"], metric_weight=1e-38)))
+    for number, trained in enumerate((plain, idle)):
+        trained.folder = tmp_path / str(number)
+        trained.run("test")
+    assert idle.history[0]["metric"] > 0
+    for a, b in zip(plain.model.state_dict().values(), idle.model.state_dict().values()):
+        assert torch.equal(a, b)
 
 
 def test_a_second_run_repeats_only_what_is_missing(output):
@@ -76,24 +90,17 @@ class KilledError(Exception):
 
 def test_a_killed_training_ends_as_if_it_had_not_been_killed(output, tmp_path, monkeypatch):
     """Killed in the second epoch, right after a checkpoint within it."""
-    config = replace(TINY, output=output)
-    cohort, store, reports = cxr_cml.prepare(config)
-    split = cxr_cml.splits(cohort, config, 0)[0]
-    start = cxr_cml.starting_point(store, cohort, reports, split, config, 0, 0)
-    texts = cxr_cml.tokenize(start, cxr_cml.captions(cohort.labels, cohort.label_names))
-    data = cxr_cml.Data(store, texts, cohort.labels)
 
-    def trainer(folder):
-        model = cxr_cml.copy.deepcopy(start)
-        made = cxr_cml.make_trainer(model, data, split, ARMS["cxr-cml"], config, 0, 0, "cxr-cml")
-        made.folder = folder
+    def started(name):
+        made = trainer(output, ARMS["cxr-cml"])
+        made.folder = tmp_path / name
         return made
 
-    whole = trainer(tmp_path / "whole")
+    whole = started("whole")
     whole.run("whole")
 
     monkeypatch.setattr("cxr.training.CHECKPOINT_SECONDS", 0.0)
-    killed = trainer(tmp_path / "killed")
+    killed = started("killed")
     losses = killed.losses
 
     def dies_late(rows):
@@ -104,7 +111,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been_killed(output, tmp_path, m
     monkeypatch.setattr(killed, "losses", dies_late)
     with pytest.raises(KilledError):
         killed.run("killed")
-    resumed = trainer(tmp_path / "killed")
+    resumed = started("killed")
     resumed.run("resumed")
     for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
         assert torch.equal(a, b)
