@@ -50,6 +50,7 @@ def fit_to_batch(template: StudentTMixture, batch: Tensor, n_rows: int, distribu
         dof=float(template.initial_dof[0]),
         learn_dof=template.learn_dof,
         covariance_type=template.covariance_type,
+        rank=template.rank,
         reg_covar=template.reg_covar,
         init=template.init if isinstance(template.init, str) else "kmeans",
         n_init=template.n_init,

@@ -12,6 +12,8 @@ from tmixture.parameters import Parameters, accumulation_dtype
 # and of the variances where squares are expanded, whose error after a few iterations is about 1e-6 at this limit.
 EXPANDED_LIMIT = 4.0
 DIRECT_LIMIT = 1e2
+# Distances that are differences of terms this many times their size lose as much.
+CANCELLATION_LIMIT = 30.0
 
 
 class Density:
@@ -69,4 +71,5 @@ def working_dtype(parameters: Parameters, dtype: torch.dtype) -> torch.dtype:
     density = Density(parameters, exact)
     separation = density.mahalanobis(density.scale.features(torch.zeros_like(density.origin)[None])).max()
     limit = EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT
-    return exact if separation.item() > limit * parameters.n_features else dtype
+    far = separation.item() > limit * parameters.n_features
+    return exact if far or density.scale.cancellation() > CANCELLATION_LIMIT else dtype

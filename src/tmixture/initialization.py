@@ -22,6 +22,8 @@ DISTANCE_ELEMENTS = 2**23
 SEED_ROUNDS = 64
 # … from this many rows per component.
 SEED_ROWS = 128
+# M-steps from given responsibilities of a structure that needs several.
+GRADUAL_STEPS = 10
 
 
 def kmeans(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
@@ -128,14 +130,17 @@ def from_centres(
 def from_responsibilities(
     chunks: Iterable[Chunk], base: Parameters, rules: Rules, variance: float, dtype: torch.dtype
 ) -> Parameters:
-    """One Gaussian M-step from the responsibilities that the chunks carry; components without any stay as in `base`.
+    """The Gaussian M-step from the responsibilities that the chunks carry; components without any stay as in `base`.
 
     A cluster of one or two rows would start as a spike from which EM cannot widen it, so every component is credited
     with a few more rows of the data's own variance.
     """
     credit = prior_rows(base.scale, base.n_features)
     rules = replace(rules, scale_update="classic", learn_dof=False, prior_rows=credit, prior_variance=variance)
-    return maximization(expectation(chunks, base, rules, dtype), base, rules)
+    parameters = base
+    for _ in range(1 if base.scale.maximises else GRADUAL_STEPS):
+        parameters = maximization(expectation(chunks, parameters, rules, dtype), parameters, rules)
+    return parameters
 
 
 def prior_rows(scale: Scale, n_features: int) -> float:

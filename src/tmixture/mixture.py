@@ -54,7 +54,9 @@ class StudentTMixture(nn.Module):
         n_features: d.
         dof: degrees of freedom ν > 0: a number, `float("inf")`, or one per component; the start if they are learned.
         learn_dof: False, or "shared" or "component" to learn one ν, or one per component.
-        covariance_type: structure of the scale matrices: "full", "tied", "diag" or "spherical".
+        covariance_type: structure of the scale matrices: "full", "tied", "diag", "spherical" or "lowrank".
+        rank: q of "lowrank", Σ = ΛΛᵀ + Ψ with Λ (d, q) and a diagonal Ψ: a mixture of t-factor analyzers, for
+            components whose features are correlated but whose rows are too few for "full".
         reg_covar: added to the scale diagonals: an absolute number in squared units of the data, or "auto" for 1e-6 of
             the data's mean variance.
         init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
@@ -79,7 +81,8 @@ class StudentTMixture(nn.Module):
         weights: (K,) π, buffer.
         means: (K, d) μ, buffer.
         whitening: buffer; the inverse Cholesky factors of the scale matrices (K, d, d) or (d, d), or reciprocal
-            standard deviations (K, d) or (K,), depending on the structure.
+            standard deviations (K, d) or (K,), depending on the structure; of Ψ (K, d) for "lowrank".
+        loadings: (K, d, q) Λ, buffer; "lowrank" only.
         dof: (K,) ν, buffer.
         n_iter_: number of M-steps of the last fit.
         converged_: whether it converged.
@@ -106,6 +109,7 @@ class StudentTMixture(nn.Module):
         dof: float | Tensor | list[float] = 4.0,
         learn_dof: Literal[False, "shared", "component"] = False,
         covariance_type: str = "diag",
+        rank: int | None = None,
         reg_covar: float | Literal["auto"] = "auto",
         init: str | Tensor | np.ndarray = "kmeans",
         n_init: int = 1,
@@ -126,6 +130,7 @@ class StudentTMixture(nn.Module):
         self.n_components = validation.positive_integer(n_components, "n_components")
         self.n_features = validation.positive_integer(n_features, "n_features")
         self.covariance_type = validation.one_of(covariance_type, tuple(STRUCTURES), "covariance_type")
+        self.rank = validation.rank(rank, covariance_type, self.n_features)
         self.learn_dof = validation.one_of(learn_dof, (False, "shared", "component"), "learn_dof")
         self.scale_update = validation.one_of(scale_update, ("px", "classic"), "scale_update")
         self.dof_bounds = validation.bounds(dof_bounds, "dof_bounds")
@@ -324,6 +329,7 @@ class StudentTMixture(nn.Module):
         # The rows that the averages remember.
         blended.rows = batch.rows / rate
         parameters = em.maximization(blended, parameters, rules)
+        blended = blended.standardized(scale)
         faded = blended.responsibility * blended.rows < DEAD_ROWS
         # Means that were given wait where they are for their first rows, which may come late in a sorted stream.
         dead = [] if isinstance(self.init, Tensor) else faded.nonzero()[:, 0].tolist()
@@ -501,7 +507,7 @@ class StudentTMixture(nn.Module):
         settings = {"dtype": means.dtype if means.is_floating_point() else None, **settings}
         mixture = cls(K, d, dof=dof, covariance_type=covariance_type, **settings)
         given = validation.weights(weights, K).double()
-        scale = mixture._structure.from_dense(validation.covariance_matrices(scales, K, d).double())
+        scale = mixture._structure.from_dense(validation.covariance_matrices(scales, K, d).double(), mixture.rank or 0)
         mixture._commit(Parameters(given / given.sum(), means.double(), scale, mixture.dof.double()))
         return mixture
 
@@ -562,10 +568,11 @@ class StudentTMixture(nn.Module):
         low, high = float(self.dof.min()), float(self.dof.max())
         dof = f"{low:g}" if low == high else f"{low:g} … {high:g}"
         learned = f", learn_dof={self.learn_dof!r}" if self.learn_dof else ""
+        rank = f", rank={self.rank}" if self.rank else ""
         state = "" if self._is_fitted else ", not fitted"
         return (
             f"n_components={self.n_components}, n_features={self.n_features}, "
-            f"covariance_type={self.covariance_type!r}, dof={dof}{learned}{state}"
+            f"covariance_type={self.covariance_type!r}{rank}, dof={dof}{learned}{state}"
         )
 
     # ---------------------------------------------------------------- inside
@@ -581,7 +588,7 @@ class StudentTMixture(nn.Module):
     def _isotropic(self, variance: float, device: torch.device) -> Scale:
         """Scale matrices variance·I for every component."""
         variances = torch.full((self.n_components,), variance, dtype=accumulation_dtype(device), device=device)
-        return self._structure.isotropic(variances, self.n_features)
+        return self._structure.isotropic(variances, self.n_features, self.rank or 0)
 
     def _current(self) -> Parameters:
         scale = self._structure(**{name: getattr(self, name) for name in self._structure.constraints})
@@ -658,7 +665,7 @@ class StudentTMixture(nn.Module):
             data,
             self.n_features,
             self.means.device,
-            self.chunk_size or chunk_size(self.n_components, self.n_features),
+            self.chunk_size or chunk_size(self.n_components * (self.rank or 1), self.n_features),
             sample_weight=sample_weight,
             responsibilities=responsibilities,
             n_components=self.n_components,
@@ -795,8 +802,8 @@ class StudentTMixture(nn.Module):
         else:
             step = self.step_size
         plain = (
-            "n_components", "n_features", "covariance_type", "learn_dof", "scale_update", "dof_bounds", "reg_covar",
-            "n_init", "max_iter", "tol", "warm_start", "chunk_size", "distributed", "verbose",
+            "n_components", "n_features", "covariance_type", "rank", "learn_dof", "scale_update", "dof_bounds",
+            "reg_covar", "n_init", "max_iter", "tol", "warm_start", "chunk_size", "distributed", "verbose",
         )  # fmt: skip
         record = ("n_iter_", "converged_", "history_", "n_reseeded_")
         return {

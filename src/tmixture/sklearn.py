@@ -31,7 +31,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         n_components: K.
         dof: degrees of freedom ν > 0: a number, `float("inf")`, or one per component; the start if they are learned.
         learn_dof: False, or "shared" or "component" to learn one ν, or one per component.
-        covariance_type: structure of the scale matrices: "full", "tied", "diag" or "spherical".
+        covariance_type: structure of the scale matrices: "full", "tied", "diag", "spherical" or "lowrank".
+        rank: q of "lowrank", Σ = ΛΛᵀ + Ψ with Λ (d, q) and a diagonal Ψ.
         reg_covar: added to the scale diagonals: an absolute number in squared units of the data, or "auto" for 1e-6 of
             the data's mean variance.
         init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
@@ -79,6 +80,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         dof: float | list[float] = 4.0,
         learn_dof: Literal[False, "shared", "component"] = False,
         covariance_type: str = "diag",
+        rank: int | None = None,
         reg_covar: float | Literal["auto"] = "auto",
         init: str | np.ndarray = "kmeans",
         n_init: int = 1,
@@ -96,6 +98,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         self.dof = dof
         self.learn_dof = learn_dof
         self.covariance_type = covariance_type
+        self.rank = rank
         self.reg_covar = reg_covar
         self.init = init
         self.n_init = n_init
@@ -207,6 +210,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
             dof=self.dof,
             learn_dof=self.learn_dof,
             covariance_type=self.covariance_type,
+            rank=self.rank,
             reg_covar=self.reg_covar,
             init=self.init,
             n_init=self.n_init,

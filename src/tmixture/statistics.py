@@ -95,6 +95,11 @@ class SufficientStatistics:
         moments = {"first": self.first + self.mass[:, None] * delta, "scatter": scatter, "reference": reference}
         return SufficientStatistics(**{**self.tensors(), **moments})
 
+    def standardized(self, scale: Scale) -> SufficientStatistics:
+        """The same statistics in terms of the latent variables of the scales that follow from them."""
+        scatter = scale.standardize(self.scatter, self.mass, self.first)
+        return SufficientStatistics(**{**self.tensors(), "scatter": scatter})
+
     def per_unit_weight(self) -> SufficientStatistics:
         """Averages instead of sums; the number of rows is kept."""
         averaged = {name: t / self.weight for name, t in self.tensors().items() if name not in ("reference", "rows")}

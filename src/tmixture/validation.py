@@ -36,6 +36,20 @@ def one_of(value: T, options: tuple[T, ...], name: str) -> T:
     return value
 
 
+def rank(value: int | None, covariance_type: str, n_features: int) -> int | None:
+    """The rank of low-rank scales, 1 ≤ q < d; None for any other structure."""
+    if covariance_type != "lowrank":
+        if value is not None:
+            raise ValueError(f"rank is for covariance_type='lowrank' only, got rank={value!r} with {covariance_type!r}")
+        return None
+    if value is None:
+        raise ValueError("covariance_type='lowrank' needs a rank, such as rank=8")
+    rank = positive_integer(value, "rank")
+    if rank >= n_features:
+        raise ValueError(f"rank must be smaller than n_features={n_features}, got {rank}: use covariance_type='full'")
+    return rank
+
+
 def bounds(value: tuple[float, float], name: str) -> tuple[float, float]:
     """A pair 0 < low < high < ∞."""
     numbers = isinstance(value, Sequence) and all(isinstance(bound, (int, float, np.number)) for bound in value)

@@ -5,8 +5,14 @@ import torch
 
 from tmixture import StudentTMixture
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+STRUCTURES = ["full", "tied", "diag", "spherical", "lowrank"]
+CLOSED_FORM = ["full", "tied", "diag", "spherical"]  # whose M-step maximises Q
 LEARN_DOF = [False, "shared", "component"]
+
+
+def of(structure, rank=1):
+    """The arguments that choose a structure, with the smallest rank where it takes one."""
+    return {"covariance_type": structure, **({"rank": rank} if structure == "lowrank" else {})}
 
 
 def from_model(model, structure, *, dtype=torch.float64, **settings):
@@ -14,7 +20,7 @@ def from_model(model, structure, *, dtype=torch.float64, **settings):
     arguments = {"warm_start": True, "reg_covar": 0.0, "tol": 0.0, "dtype": dtype, **settings}
     dof = list(model.dof)
     return StudentTMixture.from_parameters(
-        model.weights, model.means, model.scales, dof=dof, covariance_type=structure, **arguments
+        model.weights, model.means, model.scales, dof=dof, **of(structure), **arguments
     )
 
 

@@ -108,6 +108,14 @@ def constrained(scatter, n, structure):
     return matrices
 
 
+def factorized(matrices):
+    """Matrices of the same diagonals with one factor, which explains 60 % of every feature."""
+    signs = np.where(matrices[:, 0] < 0, -1.0, 1.0)
+    variance = np.diagonal(matrices, axis1=1, axis2=2)
+    loadings = signs * np.sqrt(0.6 * variance)
+    return loadings[:, :, None] * loadings[:, None, :] + 0.4 * variance[:, None] * np.eye(matrices.shape[1])
+
+
 def dof_root(constant, bounds):
     """The root of log(ν/2) − ψ(ν/2) + constant, or the bound beyond which it lies."""
 
@@ -127,7 +135,7 @@ def random_model(K, d, structure, seed=0, dof=5.0, spread=2.0):
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(K, d, d))
     scatter = factor @ factor.transpose(0, 2, 1) / d + 0.5 * np.eye(d)
-    scales = constrained(scatter, np.ones(K), structure)
+    scales = factorized(scatter) if structure == "lowrank" else constrained(scatter, np.ones(K), structure)
     weights = rng.uniform(0.5, 1.5, K)
     return Model(
         weights / weights.sum(), spread * rng.normal(size=(K, d)), scales, np.broadcast_to(np.asarray(dof, float), K)

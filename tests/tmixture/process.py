@@ -13,7 +13,7 @@ from tmixture import StudentTMixture
 from tmixture.chunks import Chunk
 from tmixture.sampling import draw_sample
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+STRUCTURES = {"full": {}, "tied": {}, "diag": {}, "spherical": {}, "lowrank": {"rank": 2}}
 WORLD = 2
 SPLIT = 170  # rows of the first process; the second has more
 
@@ -57,8 +57,8 @@ def fits(rank, dtype, folder):
     x, weight, labels = rows(dtype)
     mine = share(x, rank)
     common = dict(distributed=rank is not None, dtype=dtype, generator=0, learn_dof="component", max_iter=15)
-    for structure in STRUCTURES:
-        settings = dict(common, covariance_type=structure)
+    for structure, its_own in STRUCTURES.items():
+        settings = dict(common, covariance_type=structure, **its_own)
         yield f"fit {structure}", StudentTMixture(3, 4, **settings).fit(mine)
         yield f"weights {structure}", StudentTMixture(3, 4, **settings).fit(mine, share(weight, rank))
         start = share(labels, rank)

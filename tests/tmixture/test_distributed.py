@@ -46,7 +46,7 @@ def failed(tmp_path_factory):
 def test_two_processes_are_one(equal, dtype, tmp_path):
     first, second = (results[dtype] for results in equal)
     x = process.rows(dtype)[0]
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-10
+    base = 1e-6 if dtype == torch.float32 else 1e-10
     for name, mixture in process.fits(None, dtype, tmp_path):
         alone = process.answers(mixture, x)
         assert first[name].keys() == second[name].keys() == alone.keys(), name
@@ -55,6 +55,8 @@ def test_two_processes_are_one(equal, dtype, tmp_path):
             if name == "many components":  # which rows re-seed it is drawn otherwise; the rest of it still has to hold
                 continue
             size = max(float(np.abs(value).max(initial=0)), 0.1)  # small values are differences of numbers like 1
+            # Factors that these data do not have are found all the same, and magnify rounding.
+            tolerance = base * (100 if "lowrank" in name else 1)
             np.testing.assert_allclose(
                 first[name][key], value, rtol=tolerance, atol=tolerance * size, err_msg=f"{name}: {key}"
             )

@@ -10,12 +10,12 @@ from tmixture import StudentTMixture, em
 from tmixture.chunks import Chunk
 
 from . import naive
-from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model
+from .helpers import CLOSED_FORM, LEARN_DOF, STRUCTURES, assert_same_parameters, from_model
 
 INF = float("inf")
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLOSED_FORM)
 @pytest.mark.parametrize("learn_dof", LEARN_DOF)
 @pytest.mark.parametrize("scale_update", ["px", "classic"])
 def test_em_is_the_naive_em(structure, learn_dof, scale_update):
@@ -35,7 +35,7 @@ def test_em_is_the_naive_em(structure, learn_dof, scale_update):
     assert mixture.n_iter_ == 5
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLOSED_FORM)
 @pytest.mark.parametrize("dof", [INF, (2.0, INF, 0.6)], ids=str)
 def test_em_with_gaussian_and_mixed_components_is_the_naive_em(structure, dof):
     x, _ = naive.heavy_tailed(structure=structure, N=40)
@@ -64,7 +64,7 @@ def expanded_q(x, old, structure, weights, means, scales_star, alpha, dof):
     return total
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLOSED_FORM)
 @pytest.mark.parametrize("learn_dof", ["shared", "component"])
 def test_the_px_m_step_maximises_the_expanded_likelihood(structure, learn_dof):
     """Its gradient in every free parameter vanishes, by finite differences.

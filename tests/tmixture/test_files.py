@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tmixture import PowerDecay, StudentTMixture
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+from .helpers import STRUCTURES, of
 
 
 def rows(n=300, d=3, seed=0, dtype=torch.float32):
@@ -35,7 +35,7 @@ def assert_same(one, other):
 def test_everything_comes_back(structure, dtype, tmp_path):
     x = rows(dtype=dtype)
     settings = dict(
-        covariance_type=structure, dof=9.0, learn_dof="component", dof_bounds=(1.0, 50.0), reg_covar=1e-3, n_init=2,
+        **of(structure), dof=9.0, learn_dof="component", dof_bounds=(1.0, 50.0), reg_covar=1e-3, n_init=2,
         max_iter=7, tol=1e-3, scale_update="classic", step_size=PowerDecay(0.9, 3.0), chunk_size=100, generator=5,
     )  # fmt: skip
     mixture = StudentTMixture(3, 3, dtype=dtype, **settings).fit(x)

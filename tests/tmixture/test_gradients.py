@@ -9,7 +9,8 @@ from torch.func import functional_call
 
 from tmixture import StudentTMixture
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+from .helpers import STRUCTURES, of
+
 INF = float("inf")
 DOFS = {"four": 4.0, "gaussian": INF, "mixed": [1.0, INF, 7.5]}
 QUERIES = ["log_prob", "responsibilities", "component_log_prob", "outlier_weights"]
@@ -20,7 +21,7 @@ def rows(n, d=2, seed=0, dtype=torch.float64):
 
 
 def fit(structure, dof=4.0, d=2, dtype=torch.float64, **settings):
-    mixture = StudentTMixture(3, d, covariance_type=structure, dof=dof, generator=0, dtype=dtype, **settings)
+    mixture = StudentTMixture(3, d, **of(structure), dof=dof, generator=0, dtype=dtype, **settings)
     return mixture.fit(rows(200, d, dtype=dtype))
 
 
@@ -49,7 +50,7 @@ def test_gradients_in_the_parameters(structure, dof, query):
     module = Query(fit(structure, DOFS[dof]).train_by_gradients())
     x = rows(5, seed=1)
     names, values = zip(*module.named_parameters())
-    assert len(names) == (3 if dof == "gaussian" else 4)
+    assert len(names) == (3 if dof == "gaussian" else 4) + (structure == "lowrank")
     assert gradcheck(
         lambda *given: functional_call(module, dict(zip(names, given)), x),
         tuple(value.detach().clone().requires_grad_() for value in values),
@@ -76,18 +77,18 @@ def clusters(n=150):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_gradient_vanishes_where_em_ends(structure):
     x = clusters()
-    settings = dict(covariance_type=structure, generator=0, dtype=torch.float64, reg_covar=0.0)
+    settings = dict(**of(structure), generator=0, dtype=torch.float64, reg_covar=0.0)
     mixture = StudentTMixture(3, 2, learn_dof="component", max_iter=1000, tol=0.0, **settings).fit(x)
     mixture.train_by_gradients().log_prob(x).mean().backward()
     gradients = {name: parameter.grad.abs().max() for name, parameter in mixture.named_parameters()}
-    assert len(gradients) == 4
+    assert len(gradients) == (5 if structure == "lowrank" else 4)
     assert max(gradients.values()) < 1e-6, gradients
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_an_optimizer_reaches_the_likelihood_of_em(structure):
     x = clusters()
-    settings = dict(covariance_type=structure, dof=5.0, learn_dof="component", generator=0, dtype=torch.float64)
+    settings = dict(**of(structure), dof=5.0, learn_dof="component", generator=0, dtype=torch.float64)
     best = StudentTMixture(3, 2, max_iter=2000, tol=1e-10, **settings).fit(x).score(x)
     mixture = StudentTMixture(3, 2, max_iter=1, **settings).fit(x).train_by_gradients()
     assert mixture.score(x) < best - 1e-2
@@ -170,7 +171,7 @@ def test_half_precision_input_is_computed_with_in_float32(structure, query, dtyp
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_fit_on_half_precision_data_is_one_in_float32(structure):
     x = rows(300, 4).bfloat16()
-    settings = dict(covariance_type=structure, generator=0)
+    settings = dict(**of(structure), generator=0)
     expected = StudentTMixture(3, 4, **settings).fit(x.float())
     for mixture in (StudentTMixture(3, 4, **settings).fit(x), StudentTMixture(3, 4, **settings)):
         with torch.autocast("cpu", dtype=torch.bfloat16):

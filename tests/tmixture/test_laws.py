@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tmixture import StudentTMixture
 
 from . import naive
-from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, parameters
+from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, of, parameters
 
 # Derandomized: a tolerance met by 999 of 1000 draws must not fail somebody's run.
 laws = settings(max_examples=15, deadline=None, derandomize=True)
@@ -23,7 +23,7 @@ def transformation(structure, d, rng):
     rotation, _ = np.linalg.qr(rng.normal(size=(d, d)))
     if structure == "spherical":
         return rng.uniform(0.1, 10) * rotation
-    if structure == "diag":
+    if structure in ("diag", "lowrank"):
         return np.diag(rng.uniform(0.1, 10, d) * rng.choice([-1, 1], d))[rng.permutation(d)]
     return rotation @ np.diag(rng.uniform(0.2, 5, d)) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
 
@@ -177,7 +177,7 @@ def test_storage(structure, init, tmp_path):
         "pairs": Pairs(tensor, 101),
     }
     weight = np.random.default_rng(0).integers(0, 3, 101)
-    arguments = {"covariance_type": structure, "init": init, "chunk_size": 40, "max_iter": 5, "generator": 3}
+    arguments = {**of(structure), "init": init, "chunk_size": 40, "max_iter": 5, "generator": 3}
 
     def fit(data):
         mixture = StudentTMixture(3, 3, dtype=torch.float64, learn_dof="component", **arguments)
@@ -278,7 +278,7 @@ def test_one_huge_outlier_leaves_the_fit_unchanged(structure, dtype):
     x = naive.draw(truth, 1000)
     corrupt = np.concatenate([x[:500], np.full((1, 4), 1e8), x[500:]])
     clean, outlier = (
-        StudentTMixture(3, 4, covariance_type=structure, generator=0, max_iter=100, tol=1e-8, dtype=dtype).fit(rows)
+        StudentTMixture(3, 4, **of(structure), generator=0, max_iter=100, tol=1e-8, dtype=dtype).fit(rows)
         for rows in (x, corrupt)
     )
     assert outlier.n_reseeded_ == 0

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tmixture import StudentTMixture
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+from .helpers import STRUCTURES, of
 
 
 def blobs(n=600, d=3, K=3, seed=0, dtype=torch.float32):
@@ -42,7 +42,7 @@ def assert_same(before, after):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_fresh_module_takes_the_state_of_another(structure, dtype):
     x = blobs(dtype=dtype)
-    settings = dict(covariance_type=structure, learn_dof="component", dof=7.0, dtype=dtype)
+    settings = dict(**of(structure), learn_dof="component", dof=7.0, dtype=dtype)
     fitted = StudentTMixture(3, 3, generator=0, **settings).fit(x)
     fresh = StudentTMixture(3, 3, **settings)
     fresh.load_state_dict(fitted.state_dict())
@@ -119,7 +119,7 @@ def test_loading_a_state_that_does_not_fit_changes_nothing(broken):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_double_gives_the_same_answers_in_float64(structure):
     x = blobs()
-    single = StudentTMixture(3, 3, covariance_type=structure, generator=0).fit(x)
+    single = StudentTMixture(3, 3, **of(structure), generator=0).fit(x)
     double = copy.deepcopy(single).double()
     assert double.means.dtype == double.whitening.dtype == double.weights.dtype == double.dof.dtype == torch.float64
     assert double(x.double()).dtype == torch.float64

@@ -9,7 +9,7 @@ from sklearn.mixture import GaussianMixture
 
 from tmixture import StudentTMixture
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+from .helpers import CLOSED_FORM, STRUCTURES, of
 
 
 def rows(n=400, d=3, seed=0):
@@ -17,19 +17,17 @@ def rows(n=400, d=3, seed=0):
 
 
 def fit(structure, n=400, d=3, K=3, **settings):
-    return StudentTMixture(K, d, covariance_type=structure, generator=0, dtype=torch.float64, **settings).fit(
-        rows(n, d)
-    )
+    return StudentTMixture(K, d, **of(structure), generator=0, dtype=torch.float64, **settings).fit(rows(n, d))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLOSED_FORM)
 @pytest.mark.parametrize(("K", "d"), [(1, 1), (1, 4), (3, 1), (4, 5)])
 def test_free_parameters_are_counted_as_in_scikit_learn(structure, K, d):
     theirs = GaussianMixture(K, covariance_type=structure, tol=1e9).fit(rows(50, d).numpy())
-    assert StudentTMixture(K, d, covariance_type=structure).n_free_parameters == theirs._n_parameters()
-    shared = StudentTMixture(K, d, covariance_type=structure, learn_dof="shared")
+    assert StudentTMixture(K, d, **of(structure)).n_free_parameters == theirs._n_parameters()
+    shared = StudentTMixture(K, d, **of(structure), learn_dof="shared")
     assert shared.n_free_parameters == theirs._n_parameters() + 1
-    each = StudentTMixture(K, d, covariance_type=structure, learn_dof="component")
+    each = StudentTMixture(K, d, **of(structure), learn_dof="component")
     assert each.n_free_parameters == theirs._n_parameters() + K
 
 
@@ -103,7 +101,7 @@ def test_samples_have_the_distribution_of_the_mixture(structure, dof):
         torch.tensor([[0.0, 0.0, 0.0], [9.0, -3.0, 1.0]], dtype=torch.float64),
         torch.tensor([[[2.0, 0.7, 0.1], [0.7, 1.0, -0.3], [0.1, -0.3, 0.5]], (torch.eye(3) * 3).tolist()]).double(),
         dof=dof,
-        covariance_type=structure,
+        **of(structure),
     )
     x, component = mixture.sample(n, generator=torch.Generator().manual_seed(0))
     assert x.shape == (n, 3)
@@ -139,10 +137,12 @@ def test_sampling_checks_its_argument():
 def test_from_parameters_keeps_what_the_structure_can_hold(structure):
     source = fit(structure, dof=5.0)
     rebuilt = StudentTMixture.from_parameters(
-        source.weights.numpy() * 7, source.means.numpy(), source.scales.numpy(), dof=5.0, covariance_type=structure
+        source.weights.numpy() * 7, source.means.numpy(), source.scales.numpy(), dof=5.0, **of(structure)
     )
     x = rows(seed=2)
-    torch.testing.assert_close(rebuilt.log_prob(x), source.log_prob(x))
+    # The factor analysis of a matrix is an iteration, which stops before its end where that is far.
+    atol = 2e-3 if structure == "lowrank" else 1e-7
+    torch.testing.assert_close(rebuilt.log_prob(x), source.log_prob(x), rtol=1e-7, atol=atol)
     rebuilt.warm_start = True
     assert rebuilt.fit(rows()).n_iter_ <= 1  # it goes on from the optimum
 

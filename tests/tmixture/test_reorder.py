@@ -5,7 +5,7 @@ import torch
 
 from tmixture import StudentTMixture
 
-from .helpers import STRUCTURES
+from .helpers import STRUCTURES, of
 
 
 @pytest.fixture
@@ -18,10 +18,8 @@ def data():
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_density_and_the_stream_stay_the_same(data, structure):
     order = torch.tensor([2, 0, 1])
-    one = StudentTMixture(3, 4, covariance_type=structure, learn_dof="component", generator=0).fit(data)
-    other = (
-        StudentTMixture(3, 4, covariance_type=structure, learn_dof="component", generator=0).fit(data).reorder(order)
-    )
+    one = StudentTMixture(3, 4, **of(structure), learn_dof="component", generator=0).fit(data)
+    other = StudentTMixture(3, 4, **of(structure), learn_dof="component", generator=0).fit(data).reorder(order)
     torch.testing.assert_close(other(data), one(data)[:, order])
     for batch in data[torch.randperm(len(data), generator=torch.Generator().manual_seed(1))].split(30):
         one.partial_fit(batch)

@@ -20,7 +20,7 @@ from sklearn.utils.estimator_checks import check_clustering, parametrize_with_ch
 from tmixture import StudentTMixture
 from tmixture.sklearn import StudentTMixtureClusterer
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+from .helpers import CLOSED_FORM, STRUCTURES, of
 
 
 def blobs(n=600, d=3, K=3, seed=0):
@@ -44,7 +44,7 @@ def no_exact_weights(estimator):
 @parametrize_with_checks(
     [
         StudentTMixtureClusterer(),
-        *(StudentTMixtureClusterer(covariance_type=structure) for structure in STRUCTURES if structure != "diag"),
+        *(StudentTMixtureClusterer(covariance_type=structure) for structure in CLOSED_FORM if structure != "diag"),
         StudentTMixtureClusterer(n_components=2, learn_dof="component"),
     ],
     expected_failed_checks=no_exact_weights,
@@ -66,7 +66,7 @@ def test_integer_weights_are_repeated_rows_in_any_order(structure):
     rng = np.random.default_rng(1)
     weight = rng.integers(0, 4, size=len(X))
     order = rng.permutation(len(X))
-    settings = dict(n_components=3, covariance_type=structure, learn_dof="component", random_state=0)
+    settings = dict(n_components=3, **of(structure), learn_dof="component", random_state=0)
     weighted = StudentTMixtureClusterer(**settings).fit(X[order], sample_weight=weight[order])
     repeated = StudentTMixtureClusterer(**settings).fit(X.repeat(weight, axis=0))
     for name in ("weights_", "means_", "scales_", "dof_", "lower_bound_"):
@@ -74,14 +74,14 @@ def test_integer_weights_are_repeated_rows_in_any_order(structure):
     np.testing.assert_array_equal(weighted.labels_[order.argsort()][weight > 0], weighted.predict(X[weight > 0]))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLOSED_FORM)
 def test_at_infinite_dof_it_is_gaussian_mixture(structure):
     X, _ = blobs()
     start = X[:3] + np.arange(3.0)[:, None]
     reference = GaussianMixture(3, covariance_type=structure, means_init=start, tol=1e-12, max_iter=500, reg_covar=0)
     reference.fit(X)
     ours = StudentTMixtureClusterer(
-        3, dof=np.inf, covariance_type=structure, init=reference.means_, tol=1e-14, max_iter=500, reg_covar=0
+        3, dof=np.inf, **of(structure), init=reference.means_, tol=1e-14, max_iter=500, reg_covar=0
     ).fit(X)
     assert ours.lower_bound_ == pytest.approx(reference.lower_bound_, rel=1e-9)
     np.testing.assert_allclose(ours.weights_, reference.weights_, rtol=1e-5)

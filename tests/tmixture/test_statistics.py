@@ -10,7 +10,7 @@ from tmixture import StudentTMixture, SufficientStatistics, em
 from tmixture.chunks import Chunk
 
 from . import naive
-from .helpers import STRUCTURES, from_model
+from .helpers import STRUCTURES, from_model, of
 
 RULES = em.Rules("px", "component", (0.5, 200.0), 1e-9)
 FIXED_DOF = replace(RULES, learn_dof=False)
@@ -29,11 +29,13 @@ def expectation(parameters, *chunks):
     return em.expectation([Chunk(*chunk) for chunk in chunks], parameters, RULES, torch.float64)
 
 
-def moments(scale, x, weighted, reference):
+def moments(scale, x, responsibilities, weighted, means, reference):
     """First and second moments about `reference` by the definition, in the structure's own form."""
     centred = x[:, None] - reference  # (n, K, d)
     first = (weighted[:, :, None] * centred).sum(0)
     outer = torch.einsum("nk,nki,nkj->kij", weighted, centred, centred)
+    if scale.covariance_type == "lowrank":
+        return first, moments_with_factors(scale, x - means[:, None], responsibilities, weighted, outer, centred)
     form = {
         "full": outer,
         "tied": outer.sum(0),
@@ -41,6 +43,18 @@ def moments(scale, x, weighted, reference):
         "spherical": outer.diagonal(dim1=1, dim2=2).sum(1),
     }
     return first, form[scale.covariance_type]
+
+
+def moments_with_factors(scale, deviations, responsibilities, weighted, outer, centred):
+    """[[x², x·fᵀ], [f, f·fᵀ]] with f normal about ΛᵀΣ⁻¹(x − μ) with covariance (I − ΛᵀΣ⁻¹Λ)/u."""
+    K, d, q = scale.loadings.shape
+    regression = scale.loadings.mT @ torch.linalg.inv(scale.dense(K, d))
+    f = torch.einsum("kqd,knd->nkq", regression, deviations)
+    covariance = torch.eye(q, dtype=f.dtype) - regression @ scale.loadings
+    ff = torch.einsum("nk,nkp,nkq->kpq", weighted, f, f) + responsibilities.sum(0)[:, None, None] * covariance
+    xf = torch.einsum("nk,nkd,nkq->kdq", weighted, centred, f)
+    left = torch.cat([outer.diagonal(dim1=1, dim2=2), (weighted[:, :, None] * f).sum(0)], dim=1)
+    return torch.cat([left[:, :, None], torch.cat([xf, ff], dim=1)], dim=2)
 
 
 def assert_equal(one, other, rtol=1e-11):
@@ -62,7 +76,7 @@ def test_they_are_the_sums_of_their_definition(case):
     r = logs.softmax(1) * weight[:, None]
     delta = [[naive.distance(row, m, s) for m, s in zip(model.means, model.scales)] for row in x.numpy()]
     half, rate = (parameters.dof + 4) / 2, (parameters.dof + torch.tensor(delta, dtype=torch.float64)) / 2
-    first, scatter = moments(scale, x, r * half / rate, statistics.reference)
+    first, scatter = moments(scale, x, r, r * half / rate, parameters.means, statistics.reference)
     expected = SufficientStatistics(
         responsibility=r.sum(0),
         mass=(r * half / rate).sum(0),
@@ -96,8 +110,9 @@ def test_moving_the_reference_is_recomputing_about_it(case):
     density = em.Density(parameters, torch.float64)
     distances = density.mahalanobis(density.features(x))
     joint = density.log_weights + density.log_prob(distances)
-    weighted = joint.softmax(1) * density.outlier_weights(distances) * weight[:, None]
-    first, scatter = moments(scale, x, weighted, reference)
+    r = joint.softmax(1) * weight[:, None]
+    weighted = r * density.outlier_weights(distances)
+    first, scatter = moments(scale, x, r, weighted, parameters.means, reference)
     moved = statistics.about(scale, reference)
     np.testing.assert_allclose(moved.first, first, rtol=1e-9)
     np.testing.assert_allclose(moved.scatter, scatter, rtol=1e-9)
@@ -160,7 +175,7 @@ def test_expected_statistics_are_those_of_a_large_sample(structure, dof):
     factor = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
     scales = factor @ factor.mT + torch.eye(3)
     means = torch.tensor([[0.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
-    mixture = StudentTMixture.from_parameters([0.3, 0.7], means.double(), scales, dof=dof, covariance_type=structure)
+    mixture = StudentTMixture.from_parameters([0.3, 0.7], means.double(), scales, dof=dof, **of(structure))
     parameters = mixture._current()
     expected = SufficientStatistics.expected(parameters, 1.0)
     x, _ = mixture.sample(200_000, generator=generator)

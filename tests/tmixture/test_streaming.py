@@ -9,7 +9,7 @@ import torch
 
 from tmixture import PowerDecay, StudentTMixture
 
-STRUCTURES = ["full", "tied", "diag", "spherical"]
+from .helpers import CLOSED_FORM, STRUCTURES, of
 
 
 def clusters(n, K, d, dof=10.0, distance=10.0, alike=False, seed=0, dtype=torch.float32):
@@ -63,7 +63,7 @@ def assert_same_state(one, other):
 @pytest.mark.parametrize("order", ["shuffled", "sorted"])
 def test_small_batches_end_where_full_batch_em_does(structure, dof, order):
     x, labels, centres = clusters(1000, K=3, d=2, alike=structure == "tied")
-    settings = dict(covariance_type=structure, dof=dof, init=centres)
+    settings = dict(**of(structure), dof=dof, init=centres)
     full = StudentTMixture(3, 2, **settings).fit(x)
     streamed = stream(
         StudentTMixture(3, 2, **settings),
@@ -118,13 +118,13 @@ def test_one_component_has_no_bias_however_small_the_batches():
         torch.testing.assert_close(mixture.scales, full.scales, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLOSED_FORM)
 @pytest.mark.parametrize("sizes", [[40], [25, 40, 10, 125, 1]])
 def test_without_forgetting_the_statistics_are_cumulative_averages(structure, sizes):
     """With η = 1/t and responsibilities that are known, one pass is the Gaussian estimate of all rows so far."""
     x, labels, centres = clusters(800, K=2, d=2, dof=math.inf, distance=200.0, dtype=torch.float64)
     mixture = StudentTMixture(
-        2, 2, covariance_type=structure, dof=math.inf, init=centres, step_size=PowerDecay(1.0, 0.0), reg_covar=0.0,
+        2, 2, **of(structure), dof=math.inf, init=centres, step_size=PowerDecay(1.0, 0.0), reg_covar=0.0,
         dtype=torch.float64,
     )  # fmt: skip
     start = 0
@@ -132,9 +132,9 @@ def test_without_forgetting_the_statistics_are_cumulative_averages(structure, si
         size = sizes[start % len(sizes)]
         mixture.partial_fit(x[start : start + size])
         start += size
-    whole = StudentTMixture(
-        2, 2, covariance_type=structure, dof=math.inf, init=centres, reg_covar=0.0, dtype=torch.float64
-    ).fit(x)
+    whole = StudentTMixture(2, 2, **of(structure), dof=math.inf, init=centres, reg_covar=0.0, dtype=torch.float64).fit(
+        x
+    )
     torch.testing.assert_close(mixture.weights, torch.bincount(labels) / 800.0, check_dtype=False)
     for k in range(2):
         torch.testing.assert_close(mixture.means[k], x[labels == k].mean(0))
@@ -200,7 +200,7 @@ def test_fit_starts_a_stream_anew():
 def test_integer_weights_are_repeated_rows(structure):
     x, _, centres = clusters(2000, K=3, d=2, dtype=torch.float64)
     weight = torch.arange(2000) % 3 + 1
-    settings = dict(covariance_type=structure, learn_dof="component", dtype=torch.float64, init=centres)
+    settings = dict(**of(structure), learn_dof="component", dtype=torch.float64, init=centres)
     weighted, repeated = StudentTMixture(3, 2, **settings).fit(x), StudentTMixture(3, 2, **settings).fit(x)
     for batch, s in zip(x.split(50), weight.split(50)):
         weighted.partial_fit(batch, s)
@@ -260,7 +260,7 @@ def test_rows_of_weight_zero_are_not_there(seen):
 def test_resuming_is_exact_at_any_time(structure, how, at, tmp_path):
     """Batches of 2 rows for 3 components: after 1 not fitted, after 2 warming up, from 15 on streaming."""
     x, _, _ = clusters(40, K=3, d=2)
-    settings = dict(covariance_type=structure, learn_dof="component", generator=0)
+    settings = dict(**of(structure), learn_dof="component", generator=0)
     batches = x.split(2)
     straight, first = StudentTMixture(3, 2, **settings), StudentTMixture(3, 2, **settings)
     for batch in batches[:at]:
@@ -342,7 +342,7 @@ def test_a_component_that_died_is_started_anew():
 @pytest.mark.parametrize("dof", [4.0, math.inf])
 @pytest.mark.filterwarnings("ignore:the scale matrix:RuntimeWarning")
 def test_degenerate_streams_stay_finite(structure, dof):
-    settings = dict(covariance_type=structure, dof=dof, generator=0)
+    settings = dict(**of(structure), dof=dof, generator=0)
     streams = {
         "constant": [torch.ones(7, 3)] * 12,
         "zeros": [torch.zeros(7, 3)] * 12,

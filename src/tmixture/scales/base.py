@@ -39,6 +39,9 @@ class Scale(ABC):
     per_component: ClassVar[bool] = True
     """Whether every tensor has one entry per component in its first dimension."""
 
+    maximises: ClassVar[bool] = True
+    """Whether `estimate` maximises the expected likelihood, or only raises it, to be repeated."""
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up the scales, by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -73,6 +76,10 @@ class Scale(ABC):
     @abstractmethod
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, p), (K, d) → (n, K), never negative."""
+
+    def cancellation(self) -> float:
+        """What cancels in the distance of a component's own points, relative to it, at most."""
+        return 0.0
 
     @abstractmethod
     def half_log_det(self, n_features: int) -> Tensor:
@@ -128,6 +135,18 @@ class Scale(ABC):
             delta: (K, d), old reference minus new reference.
         """
 
+    def standardize(self, scatter: Tensor, mass: Tensor, first: Tensor) -> Tensor:
+        """The scatter as the scales that `estimate` makes of it would have taken it.
+
+        Only for structures with latent variables of their own, whose meaning changes with the scales.
+
+        Args:
+            scatter: the statistic about any reference.
+            mass: (K,), Σ_i weight_ik.
+            first: (K, d), first moment about the same reference.
+        """
+        return scatter
+
     @abstractmethod
     def estimate(
         self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
@@ -148,13 +167,13 @@ class Scale(ABC):
 
     @classmethod
     @abstractmethod
-    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
-        """The scales Σ_k = variance_k·I, from variances (K,)."""
+    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
+        """The scales Σ_k = variance_k·I, from variances (K,); with loadings of the given rank where there are any."""
 
     @classmethod
     @abstractmethod
-    def from_dense(cls, matrices: Tensor) -> Self:
-        """The scales closest in this structure to full matrices (K, d, d)."""
+    def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
+        """The scales closest in this structure, and of this rank where it has one, to full matrices (K, d, d)."""
 
     @abstractmethod
     def n_parameters(self, n_components: int, n_features: int) -> int:
@@ -165,9 +184,14 @@ class Scale(ABC):
         """trace(Σ_k)/d: broadcastable to (K,)."""
 
 
+def exact(x: Tensor) -> Tensor:
+    """The same numbers in float64 where the device has it."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def log64(x: Tensor) -> Tensor:
     """The logarithm in float64 where the device has it."""
-    return (x if x.device.type == "mps" else x.double()).log()
+    return exact(x).log()
 
 
 def cross_moments(a: Tensor, b: Tensor) -> Tensor:

@@ -73,11 +73,11 @@ class DiagonalScale(Scale):
         return weights[:, None] / self.whitening.square()
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
         return cls(variance.rsqrt()[:, None].repeat(1, n_features))
 
     @classmethod
-    def from_dense(cls, matrices: Tensor) -> Self:
+    def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
         return cls(matrices.diagonal(dim1=1, dim2=2).rsqrt())
 
     def n_parameters(self, n_components: int, n_features: int) -> int:

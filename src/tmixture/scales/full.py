@@ -86,11 +86,11 @@ class FullScale(Scale):
         return weights[:, None, None] * self.dense(len(weights), n_features)
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
         return cls(torch.diag_embed(variance.rsqrt()[:, None].expand(-1, n_features)))
 
     @classmethod
-    def from_dense(cls, matrices: Tensor) -> Self:
+    def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
         return cls(inverse_of(torch.linalg.cholesky(matrices)))
 
     def n_parameters(self, n_components: int, n_features: int) -> int:

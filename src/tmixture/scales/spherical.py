@@ -74,11 +74,11 @@ class SphericalScale(Scale):
         return n_features * weights / self.whitening.square()
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
         return cls(variance.rsqrt())
 
     @classmethod
-    def from_dense(cls, matrices: Tensor) -> Self:
+    def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
         return cls(matrices.diagonal(dim1=1, dim2=2).mean(1).rsqrt())
 
     def n_parameters(self, n_components: int, n_features: int) -> int:

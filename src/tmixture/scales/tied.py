@@ -70,11 +70,11 @@ class TiedScale(Scale):
         return weights.sum() * self.dense(1, n_features)[0]
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int) -> Self:
+    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
         return cls(torch.diag_embed(variance.mean().rsqrt().expand(n_features)))
 
     @classmethod
-    def from_dense(cls, matrices: Tensor) -> Self:
+    def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
         return cls(inverse_of(torch.linalg.cholesky(matrices.mean(0))))
 
     def n_parameters(self, n_components: int, n_features: int) -> int:

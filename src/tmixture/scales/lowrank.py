@@ -1,0 +1,228 @@
+"""Low-rank plus diagonal scale matrices: a mixture of t-factor analyzers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from typing_extensions import Self
+
+from tmixture.scales.base import Scale, cross_moments, exact
+from tmixture.scales.diag import DiagonalScale
+
+# Share of the variance that the loadings of `isotropic` explain: enough for the first M-steps to turn them.
+START_COMMUNALITY = 0.1
+# The factors leave a feature at least this share of its variance. Where they explain one wholly (a Heywood case), its
+# noise would fall to zero without an end.
+LEAST_NOISE = 1e-6
+# Iterations of `from_dense`, and the relative change of the noise that ends them.
+DENSE_ITERATIONS, DENSE_TOLERANCE = 500, 1e-14
+
+
+@dataclass(frozen=True)
+class LowRankScale(Scale):
+    """Σ_k = Λ_kΛ_kᵀ + Ψ_k with loadings Λ_k (d, q) and a diagonal Ψ_k; no d×d matrix is ever formed but by `dense`.
+
+    Given its component, a point is x = μ + Λf + e with latent factors f | U ~ N(0, I/U) and noise e | U ~ N(0, Ψ/U),
+    U the latent precision of the t: a factor analyzer (Ghahramani & Hinton 1996) with t-distributed factors and noise
+    (McLachlan, Bean & Ben-Tovim Jones 2007). With G = I + ΛᵀΨ⁻¹Λ (q, q) and β = G⁻¹ΛᵀΨ⁻¹, Woodbury's identity and the
+    matrix determinant lemma give
+
+        δ = (x−μ)ᵀΨ⁻¹(x−μ) − ‖G^(−1/2)ΛᵀΨ⁻¹(x−μ)‖²,   log|Σ| = log|Ψ| + log|G|,
+
+    and f | x, U ~ N(β(x−μ), G⁻¹/U). Beside those of x, the sufficient statistics of the complete data are therefore
+    Σ r·u·x·fᵀ, Σ r·u·f and Σ r·(u·f·fᵀ + G⁻¹), with f = β(x−μ) under the parameters of the E-step. They are sums over
+    rows, to be added, moved, and blended with those of other parameters, as stepwise EM asks.
+
+    The M-step is that of the model expanded by a mean and a covariance of the factors, f | U ~ N(γ, R/U), beside the α
+    of U (PX-EM, Liu, Rubin & Wu 1998). About the new means, F = Σ r(u·f·fᵀ + G⁻¹) centred at γ = Σ r·u·f / Σ r·u and
+    X = Σ r·u·x·fᵀ regress x on f, and R = F/Σr is absorbed into the loadings:
+
+        μ = Σ r·u·x / Σ r·u,   Λ = X·F^(−1/2) / √(α·Σr),   Ψ = diag(S − X·F⁻¹·Xᵀ) / (α·Σr).
+
+    Q cannot fall, but need not be at its maximum: each iteration turns the loadings towards the leading directions of
+    the scatter, as a power iteration does. diag(Σ) is diag(S)/(α·Σr) at once. Λ = 0 is stationary, and no start.
+    """
+
+    whitening: Tensor
+    """(K, d): reciprocal standard deviations of the noise, Ψ = diag(1/whitening²)."""
+
+    loadings: Tensor
+    """(K, d, q): Λ."""
+
+    covariance_type: ClassVar[str] = "lowrank"
+    constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "whitening": constraints.positive,
+        "loadings": constraints.real,
+    }
+    maximises: ClassVar[bool] = False
+
+    @property
+    def noise(self) -> DiagonalScale:
+        """Ψ."""
+        return DiagonalScale(self.whitening)
+
+    def _whitened_loadings(self) -> tuple[Tensor, Tensor]:
+        """Ψ^(−1/2)Λ (K, d, q) and the Cholesky factor of G (K, q, q), in float64 where the device has it."""
+        whitened = exact(self.whitening)[:, :, None] * exact(self.loadings)
+        identity = torch.eye(whitened.shape[2], dtype=whitened.dtype, device=whitened.device)
+        return whitened, torch.linalg.cholesky(identity + whitened.mT @ whitened)
+
+    def _posterior(self) -> tuple[Tensor, Tensor]:
+        """Of the factors given x and U = 1: β (K, q, d) and the covariance G⁻¹ (K, q, q)."""
+        whitened, factor = self._whitened_loadings()
+        covariance = torch.cholesky_inverse(factor)
+        return covariance @ whitened.mT * exact(self.whitening)[:, None, :], covariance
+
+    @staticmethod
+    def features(x: Tensor) -> Tensor:
+        return DiagonalScale.features(x)
+
+    def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
+        K, d, q = self.loadings.shape
+        whitened, factor = self._whitened_loadings()
+        explaining = torch.linalg.solve_triangular(factor, whitened.mT, upper=False) * exact(self.whitening)[:, None]
+        explaining = explaining.to(features.dtype)
+        offsets = (explaining @ means[:, :, None]).reshape(K * q)
+        explained = torch.addmm(offsets, features[:, :d], explaining.reshape(K * q, d).T, beta=-1)
+        explained = explained.square().unflatten(1, (K, q)).sum(2)
+        return (self.noise.mahalanobis(features, means) - explained).clamp(min=0)
+
+    def cancellation(self) -> float:
+        return float(self._whitened_loadings()[0].square().sum(2).mean(1).max())
+
+    def half_log_det(self, n_features: int) -> Tensor:
+        return self.noise.half_log_det(n_features) + self._whitened_loadings()[1].diagonal(dim1=1, dim2=2).log().sum(1)
+
+    def dense(self, n_components: int, n_features: int) -> Tensor:
+        return self.loadings @ self.loadings.mT + self.noise.dense(n_components, n_features)
+
+    def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
+        # Ψ^½(I + BBᵀ)^½ with B = Ψ^(−½)Λ, where (I + BBᵀ)^½ = I + B(I + G^½)⁻¹Bᵀ.
+        result = noise.clone()
+        whitened = self.whitening[:, :, None] * self.loadings
+        for k in component.unique().tolist():
+            rows, b = component == k, whitened[k]
+            values, vectors = torch.linalg.eigh(b.T @ b)
+            turned = b @ vectors
+            result[rows] += noise[rows] @ turned / (1 + (1 + values).sqrt()) @ turned.T
+        return self.noise.correlate(result, component)
+
+    def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
+        """One matrix [[x², x·fᵀ], [f, f·fᵀ]] of shape (d + q, 1 + q) per component."""
+        q = self.loadings.shape[2]
+        return (n_components, n_features + q, 1 + q)
+
+    def reference(self, means: Tensor) -> Tensor:
+        return means
+
+    def accumulate(
+        self,
+        first: Tensor,
+        scatter: Tensor,
+        features: Tensor,
+        responsibilities: Tensor,
+        weight: Tensor,
+        means: Tensor,
+    ) -> None:
+        d = means.shape[1]
+        x = features[:, :d]
+        projection, covariance = self._posterior()
+        projection = projection.to(x.dtype)
+        # As in `FullScale`, only the rows that count are gathered.
+        counts = weight > 0
+        for k, mean in enumerate(means):
+            rows = counts[:, k].nonzero()[:, 0]
+            centred, w = x[rows] - mean, weight[rows, k, None]
+            factors = centred @ projection[k].T
+            moments = cross_moments(torch.cat([centred, factors], dim=1), torch.cat([w, w * factors], dim=1))
+            first[k] += moments[:d, 0]
+            moments[:d, 0] = cross_moments(centred.square_(), w)[:, 0]
+            scatter[k] += moments
+        scatter[:, d:, 1:] += covariance * responsibilities.sum(0, dtype=scatter.dtype)[:, None, None]
+
+    def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
+        # The factors were inferred about the means of their time, and stay what they are.
+        d = delta.shape[1]
+        moved = scatter.clone()
+        moved[:, :d, 0] = self.noise.translate(scatter[:, :d, 0], mass, first, delta)
+        moved[:, :d, 1:] += delta[:, :, None] * scatter[:, None, d:, 0]
+        return moved
+
+    def standardize(self, scatter: Tensor, mass: Tensor, first: Tensor) -> Tensor:
+        """The statistic of the factors R^(−½)(f − γ), which are those of the model that `estimate` returns."""
+        d = first.shape[1]
+        mean = scatter[:, d:, 0] / mass.clamp(min=torch.finfo(mass.dtype).tiny)[:, None]
+        root = _inverse_root(scatter[:, d:, 1:] - scatter[:, d:, :1] * mean[:, None, :])
+        standard = torch.zeros_like(scatter)
+        standard[:, :d, 0] = scatter[:, :d, 0]
+        cross = scatter[:, :d, 1:] - first[:, :, None] * mean[:, None, :]
+        standard[:, :d, 1:] = cross @ root * mass.sqrt()[:, None, None]
+        standard[:, d:, 1:] = torch.diag_embed(mass[:, None].expand_as(mean))
+        return standard
+
+    def estimate(
+        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
+    ) -> Self:
+        # The regularization adds rows whose factors are inferred under these scales.
+        projection, _ = self._posterior()
+        added = regularization * denominator
+        squares = scatter[:, :n_features, 0] + added[:, None]
+        cross = scatter[:, :n_features, 1:] + added[:, None, None] * projection.mT
+        mean = scatter[:, n_features:, 0] / mass[:, None]
+        outer = scatter[:, n_features:, 1:] - scatter[:, n_features:, :1] * mean[:, None, :]
+        outer = outer + added[:, None, None] * (projection @ projection.mT)
+        loadings = cross @ _inverse_root(outer) / denominator.sqrt()[:, None, None]
+        variance = squares / denominator[:, None]
+        noise = torch.maximum(variance - loadings.square().sum(2), LEAST_NOISE * variance)
+        return type(self)(noise.rsqrt(), loadings)
+
+    def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
+        variance = self.whitening.square().reciprocal() + self.loadings.square().sum(2)
+        of_x = torch.cat([variance[:, :, None], self.loadings], dim=2)
+        q = self.loadings.shape[2]
+        of_f = torch.eye(q, 1 + q, dtype=of_x.dtype, device=of_x.device).roll(1, 1).expand(len(of_x), q, 1 + q)
+        return weights[:, None, None] * torch.cat([of_x, of_f], dim=1)
+
+    @classmethod
+    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 1) -> Self:
+        """Scales with variances variance_k and small correlations, which leave the saddle of the M-step at Λ = 0."""
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(n_features, rank, generator=generator, dtype=torch.float64).to(variance)
+        directions = torch.nn.functional.normalize(directions, dim=1) * START_COMMUNALITY**0.5
+        noise = ((1 - START_COMMUNALITY) * variance)[:, None].repeat(1, n_features)
+        return cls(noise.rsqrt(), variance.sqrt()[:, None, None] * directions)
+
+    @classmethod
+    def from_dense(cls, matrices: Tensor, rank: int = 1) -> Self:
+        """Maximum-likelihood factor analysis of each: in turn Λ given Ψ in closed form, and Ψ = diag(Σ − ΛΛᵀ)."""
+        variance = matrices.diagonal(dim1=1, dim2=2)
+        noise = torch.linalg.inv(matrices).diagonal(dim1=1, dim2=2).reciprocal()
+        for _ in range(DENSE_ITERATIONS):
+            root = noise.sqrt()
+            values, vectors = torch.linalg.eigh(matrices / (root[:, :, None] * root[:, None, :]))
+            stretch = (values[:, None, -rank:] - 1).clamp(min=0).sqrt()
+            loadings = root[:, :, None] * vectors[:, :, -rank:] * stretch
+            previous, noise = noise, torch.maximum(variance - loadings.square().sum(2), LEAST_NOISE * variance)
+            if ((noise - previous).abs() <= DENSE_TOLERANCE * variance).all():
+                break
+        return cls(noise.rsqrt(), loadings)
+
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        # A rotation of the factors changes nothing: q(q−1)/2 of the loadings are not free.
+        q = self.loadings.shape[2]
+        return n_components * (n_features + n_features * q - q * (q - 1) // 2)
+
+    def mean_variance(self, n_features: int) -> Tensor:
+        return (self.whitening.square().reciprocal() + self.loadings.square().sum(2)).mean(1)
+
+
+def _inverse_root(matrices: Tensor) -> Tensor:
+    """A^(−½) of symmetric matrices (K, q, q), with eigenvalues of rounding size taken for no less than that."""
+    values, vectors = torch.linalg.eigh(matrices)
+    limits = torch.finfo(values.dtype)
+    least = (values[:, -1:] * limits.eps).clamp(min=limits.tiny)
+    return vectors * values.clamp(min=least).rsqrt()[:, None, :] @ vectors.mT
