@@ -68,7 +68,6 @@ def fit(arguments: argparse.Namespace) -> None:
         learn_dof=arguments.learn_dof or False,
         covariance_type=arguments.covariance,
         rank=arguments.rank,
-        rank=arguments.rank,
         init=arguments.init,
         max_iter=arguments.max_iter,
         tol=arguments.tol,
@@ -307,7 +306,6 @@ def _parser() -> argparse.ArgumentParser:
     fitting.add_argument("--learn-dof", choices=("shared", "component"), help="learn them")
     fitting.add_argument("--covariance", choices=tuple(STRUCTURES), default="diag", help="structure of the scales")
     fitting.add_argument("--rank", type=int, help="of lowrank scales")
-    fitting.add_argument("--rank", type=int, help="of the scales, for --covariance lowrank")
     fitting.add_argument("--init", choices=("kmeans", "kmeans++", "random"), default="kmeans", help="how to start")
     fitting.add_argument("--max-iter", type=int, default=100, help="most EM iterations")
     fitting.add_argument("--tol", type=float, default=1e-5, help="relative change of the log-likelihood to stop at")
