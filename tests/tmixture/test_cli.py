@@ -67,6 +67,14 @@ def test_the_fit_is_that_of_the_library(folder, rows):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["embeddings", "mixture.safetensors"]
 
 
+def test_scales_of_low_rank(folder, capsys):
+    assert fit_in(folder, "--covariance", "lowrank")[1] == 2
+    assert "needs a rank" in capsys.readouterr().err
+    path, status = fit_in(folder, "--covariance", "lowrank", "--rank", 2)
+    assert status == run("describe", path) == run("predict", path, folder) == 0
+    assert StudentTMixture.load(path).rank == 2
+
+
 def test_clusters_are_written_next_to_every_file(folder, rows, capsys):
     path, _ = fit_in(folder)
     capsys.readouterr()
