@@ -71,7 +71,7 @@ class ClusterLoss(BaseMetricLossFunction):
         nonfinite: what to do about embeddings with NaN or infinity: "raise" a ValueError before anything changes, or
             "skip" these rows.
 
-    Example:
+    Examples:
         >>> loss_fn = ClusterLoss(loss=SupConLoss(), n_components=40, embedding_size=512)
         >>> loss = loss_fn(torch.randn(32, 512, requires_grad=True))
     """

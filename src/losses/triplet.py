@@ -34,7 +34,7 @@ class ClusterTripletLoss(ClusterLoss):
         embedding_reg_weight: its weight.
         n_components: as all further arguments, see `ClusterLoss`.
 
-    Example:
+    Examples:
         >>> loss_fn = ClusterTripletLoss(n_components=40, embedding_size=512)
         >>> loss = clip_loss + loss_fn(image_embeddings)
     """

@@ -76,7 +76,7 @@ class ClusterWeights:
         outlier: whether to divide by u.
         confidence: whether to multiply by r; a number is a threshold.
 
-    Example:
+    Examples:
         >>> mixture = StudentTMixture(3, 2, generator=0).fit(torch.randn(100, 2))
         >>> weights = ClusterWeights(mixture, mass=inverse(0.5))
         >>> weights(torch.randn(32, 2)).mean()

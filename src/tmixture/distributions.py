@@ -1,4 +1,4 @@
-"""The multivariate Student-t as a ``torch.distributions`` distribution."""
+"""The multivariate Student-t as a `torch.distributions` distribution."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ __all__ = ["MultivariateStudentT", "log_normalizer"]
 
 
 class MultivariateStudentT(Distribution):
-    r"""Multivariate Student-t distribution with heavier tails than the normal it tends to as ``df`` grows.
+    r"""Multivariate Student-t distribution with heavier tails than the normal it tends to as `df` grows.
 
-    The density of ``x`` in ``d`` dimensions, with ``δ = (x − loc)ᵀ Σ⁻¹ (x − loc)``, is that of Lange, Little & Taylor
+    The density of `x` in `d` dimensions, with `δ = (x − loc)ᵀ Σ⁻¹ (x − loc)`, is that of Lange, Little & Taylor
     (1989), "Robust statistical modeling using the t distribution":
 
-    ``log T = lgamma((df+d)/2) − lgamma(df/2) − d/2·log(df·π) − ½·log|Σ| − (df+d)/2·log1p(δ/df)``
+    `log T = lgamma((df+d)/2) − lgamma(df/2) − d/2·log(df·π) − ½·log|Σ| − (df+d)/2·log1p(δ/df)`
 
-    Parameters follow :class:`torch.distributions.MultivariateNormal`: exactly one of ``scale_tril``, ``scale_matrix``
-    and ``precision_matrix`` describes Σ, and all parameters broadcast to a common batch shape. Σ is the *scale* matrix:
-    the covariance is ``df/(df−2)·Σ``. The constants of the density are computed in float64 whatever the dtype.
+    Parameters follow `torch.distributions.MultivariateNormal`: exactly one of `scale_tril`, `scale_matrix`
+    and `precision_matrix` describes Σ, and all parameters broadcast to a common batch shape. Σ is the *scale* matrix:
+    the covariance is `df/(df−2)·Σ`. The constants of the density are computed in float64 whatever the dtype.
 
-    Example::
-
+    Examples:
         >>> t = MultivariateStudentT(4.0, torch.zeros(2), torch.eye(2))
         >>> t.log_prob(torch.zeros(2))
         tensor(-1.8379)
 
     Args:
         df: Degrees of freedom, positive, a number or a tensor that broadcasts against the batch shape.
-            ``float("inf")`` is exactly the normal distribution; the gradient to an infinite ``df`` is 0.
-        loc: Location, shape ``(*batch, d)``, floating point.
-        scale_tril: Lower-triangular factor of Σ with a positive diagonal, shape ``(*batch, d, d)``.
-        scale_matrix: Positive-definite Σ, shape ``(*batch, d, d)``.
-        precision_matrix: Positive-definite Σ⁻¹, shape ``(*batch, d, d)``.
-        validate_args: Whether to check parameters and values, as everywhere in ``torch.distributions``.
+            `float("inf")` is exactly the normal distribution; the gradient to an infinite `df` is 0.
+        loc: Location, shape `(*batch, d)`, floating point.
+        scale_tril: Lower-triangular factor of Σ with a positive diagonal, shape `(*batch, d, d)`.
+        scale_matrix: Positive-definite Σ, shape `(*batch, d, d)`.
+        precision_matrix: Positive-definite Σ⁻¹, shape `(*batch, d, d)`.
+        validate_args: Whether to check parameters and values, as everywhere in `torch.distributions`.
 
     Raises:
         ValueError: If not exactly one matrix is given, or a shape, dtype or value does not fit.
@@ -101,7 +100,7 @@ class MultivariateStudentT(Distribution):
             self._unbroadcasted_scale_tril = _precision_to_scale_tril(matrix)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MultivariateStudentT:
-        """Returns the same distribution with its parameters expanded (not copied) to ``batch_shape``."""
+        """Returns the same distribution with its parameters expanded (not copied) to `batch_shape`."""
         new = self._get_checked_instance(MultivariateStudentT, _instance)
         batch_shape = torch.Size(batch_shape)
         new.df = self.df.expand(batch_shape)
@@ -116,44 +115,44 @@ class MultivariateStudentT(Distribution):
 
     @lazy_property
     def scale_tril(self) -> Tensor:
-        """Lower Cholesky factor of Σ, shape ``(*batch, d, d)``."""
+        """Lower Cholesky factor of Σ, shape `(*batch, d, d)`."""
         return self._expand_matrix(self._unbroadcasted_scale_tril)
 
     @lazy_property
     def scale_matrix(self) -> Tensor:
-        """Σ, shape ``(*batch, d, d)``; not the covariance, which is ``df/(df−2)`` times as large."""
+        """Σ, shape `(*batch, d, d)`; not the covariance, which is `df/(df−2)` times as large."""
         return self._expand_matrix(self._unbroadcasted_scale_tril @ self._unbroadcasted_scale_tril.mT)
 
     @lazy_property
     def precision_matrix(self) -> Tensor:
-        """Σ⁻¹, shape ``(*batch, d, d)``."""
+        """Σ⁻¹, shape `(*batch, d, d)`."""
         return self._expand_matrix(torch.cholesky_inverse(self._unbroadcasted_scale_tril))
 
     @property
     def mean(self) -> Tensor:
-        """``loc``, or nan where ``df <= 1``: the mean does not exist there."""
+        """`loc`, or nan where `df <= 1`: the mean does not exist there."""
         return torch.where(self.df.unsqueeze(-1) > 1, self.loc, math.nan)
 
     @property
     def mode(self) -> Tensor:
-        """``loc``, whatever ``df``."""
+        """`loc`, whatever `df`."""
         return self.loc
 
     @property
     def variance(self) -> Tensor:
-        """Diagonal of :attr:`covariance_matrix`, shape ``(*batch, d)``."""
+        """Diagonal of `covariance_matrix`, shape `(*batch, d)`."""
         return self._times_variance_factor(self._unbroadcasted_scale_tril.square().sum(-1), event_dims=1)
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """``df/(df−2)·Σ``, shape ``(*batch, d, d)``.
+        """`df/(df−2)·Σ`, shape `(*batch, d, d)`.
 
-        Every entry is inf where ``1 < df <= 2`` and nan where ``df <= 1``, as in :class:`torch.distributions.StudentT`.
+        Every entry is inf where `1 < df <= 2` and nan where `df <= 1`, as in `torch.distributions.StudentT`.
         """
         return self._times_variance_factor(self.scale_matrix, event_dims=2)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws ``loc + L·z/√u``, z standard normal and u ~ Gamma(df/2, df/2); differentiable in every parameter."""
+        """Draws `loc + L·z/√u`, z standard normal and u ~ Gamma(df/2, df/2); differentiable in every parameter."""
         z = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
         is_infinite, df = _split_infinite(self.df)
         u = Gamma(df / 2, df / 2, validate_args=False).rsample(sample_shape)
@@ -161,7 +160,7 @@ class MultivariateStudentT(Distribution):
         return self.loc + _batch_mv(self._unbroadcasted_scale_tril, z) * u.rsqrt().unsqueeze(-1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of ``value``, shape ``(*sample, *batch, d)``, as ``(*sample, *batch)``."""
+        """Log-density of `value`, shape `(*sample, *batch, d)`, as `(*sample, *batch)`."""
         if self._validate_args:
             self._validate_sample(value)
         d = self.event_shape[0]
@@ -171,7 +170,7 @@ class MultivariateStudentT(Distribution):
         return self._log_density_at_loc().to(self.loc.dtype) - 0.5 * kernel
 
     def entropy(self) -> Tensor:
-        """Differential entropy in nats, shape ``batch``."""
+        """Differential entropy in nats, shape `batch`."""
         d = self.event_shape[0]
         is_infinite, df = _split_infinite(self.df)
         half_df = _wide(df) / 2
@@ -200,15 +199,15 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _split_infinite(df: Tensor) -> tuple[Tensor, Tensor]:
-    """Where ``df`` is infinite, and ``df`` with 1 there: inf makes nan gradients even in an unused branch."""
+    """Where `df` is infinite, and `df` with 1 there: inf makes nan gradients even in an unused branch."""
     is_infinite = torch.isinf(df)
     return is_infinite, torch.where(is_infinite, torch.ones_like(df), df)
 
 
 def log_normalizer(df: Tensor, d: int) -> Tensor:
-    """``log Γ((df+d)/2) − log Γ(df/2) − d/2·log(df·π)``, and its limit ``−d/2·log(2π)`` where ``df`` is infinite.
+    """`log Γ((df+d)/2) − log Γ(df/2) − d/2·log(df·π)`, and its limit `−d/2·log(2π)` where `df` is infinite.
 
-    Accurate to the rounding of ``df``'s dtype (use float64) for every ``df``: Stirling's main terms are subtracted on
+    Accurate to the rounding of `df`'s dtype (use float64) for every `df`: Stirling's main terms are subtracted on
     paper, because the difference of two huge log-gammas has no digits left.
     """
     is_infinite, df = _split_infinite(df)
@@ -218,7 +217,7 @@ def log_normalizer(df: Tensor, d: int) -> Tensor:
 
 
 def _stirling_remainder(z: Tensor) -> Tensor:
-    """``lgamma(z) − ((z−½)·log(z) − z + ½·log(2π))``: by its series (DLMF 5.11.1) from z = 20, exact there to 1e-15."""
+    """`lgamma(z) − ((z−½)·log(z) − z + ½·log(2π))`: by its series (DLMF 5.11.1) from z = 20, exact there to 1e-15."""
     small, large = z.clamp(max=20.0), z.clamp(min=20.0)
     exact = torch.lgamma(small) - (small - 0.5) * small.log() + small - 0.5 * math.log(2 * math.pi)
     series = (1 / 12 - (1 / 360 - (1 / 1260 - 1 / 1680 / large**2) / large**2) / large**2) / large

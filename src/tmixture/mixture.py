@@ -89,7 +89,7 @@ class StudentTMixture(nn.Module):
         history_: mean log-likelihood per unit of sample weight, before each M-step and at the end.
         n_reseeded_: how often a component had to be started anew, streaming included.
 
-    Example:
+    Examples:
         >>> mixture = StudentTMixture(n_components=3, n_features=2, generator=0).fit(torch.randn(500, 2))
         >>> mixture.predict(torch.randn(5, 2)).shape
         torch.Size([5])

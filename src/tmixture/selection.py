@@ -80,7 +80,7 @@ def select_components(
         criterion: "bic", "aic" or "icl".
         **settings: further arguments of `StudentTMixture`.
 
-    Example:
+    Examples:
         >>> selection = select_components(torch.randn(300, 2), range(1, 4), 2, covariance_type="full", generator=0)
         >>> selection.best.n_components
         1

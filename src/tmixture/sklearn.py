@@ -61,7 +61,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         n_features_in_: d.
         feature_names_in_: names of the features, if the training data had any.
 
-    Example:
+    Examples:
         >>> X = np.random.default_rng(0).normal(size=(500, 2))
         >>> StudentTMixtureClusterer(n_components=3, random_state=0).fit_predict(X).shape
         (500,)
