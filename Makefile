@@ -1,4 +1,4 @@
-# make demo, make test, make lint. Override the interpreter or a folder: make test PYTHON=python3.12 VENV=/tmp/env
+# make demo, make test, make lint, make docs. Override the interpreter or a folder: make test PYTHON=python3.12 VENV=/tmp/env
 PYTHON ?= python3
 VENV ?= .venv-test
 # The demo has an environment of its own: the tests' one holds a torchvision for open_clip that may not fit its torch.
@@ -8,8 +8,11 @@ DEMO_VENV ?= .venv
 # cannot replace the build of torch that is there; the other packages they import follow in the second line.
 OPEN_CLIP := torchvision timm ftfy open_clip_torch
 OPEN_CLIP_NEEDS := regex wcwidth huggingface_hub
+# What the documentation compares with; without dependencies for the same reason.
+PEERS := tgmm
+PEERS_NEED := seaborn
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/python examples/cxr_cml.py
@@ -22,8 +25,11 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/.installed-for-tests
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(DEMO_VENV)
+	rm -rf $(VENV) $(DEMO_VENV) site docs/assets
 
 # The stamps make the second call quick; the package itself is installed editable, so only its requirements age.
 $(DEMO_VENV)/.installed: pyproject.toml
@@ -33,6 +39,6 @@ $(DEMO_VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-for-tests: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -e ".[dev]" $(OPEN_CLIP_NEEDS)
-	$(VENV)/bin/python -m pip install --quiet --no-deps $(OPEN_CLIP)
+	$(VENV)/bin/python -m pip install --quiet -e ".[dev]" $(OPEN_CLIP_NEEDS) $(PEERS_NEED)
+	$(VENV)/bin/python -m pip install --quiet --no-deps $(OPEN_CLIP) $(PEERS)
 	touch $@

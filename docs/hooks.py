@@ -1,0 +1,50 @@
+"""What the site is built with beside Markdown: its figures, and its formulas as MathML, which browsers set unaided."""
+
+from __future__ import annotations
+
+import html
+import re
+import runpy
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import latex2mathml.converter
+import matplotlib as mpl
+
+DOCS = Path(__file__).parent
+FIGURES, ASSETS = DOCS / "figures", DOCS / "assets"
+SOURCES = DOCS.parent / "src"
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_pre_build(config: Any) -> None:
+    """Bring in the font of the formulas, and draw the figures that are missing or older than their script or `src`."""
+    ASSETS.mkdir(exist_ok=True)
+    font = ASSETS / "STIXTwoMath-Regular.ttf"
+    if not font.exists():
+        shutil.copy(str(files("ziamath.fonts") / font.name), font)
+    sys.path.insert(0, str(DOCS))  # for what the figures have in common
+    style = FIGURES / "site.mplstyle"
+    library = max(path.stat().st_mtime for path in [style, *SOURCES.rglob("*.py")])
+    for script in sorted(FIGURES.glob("*.py")):
+        picture = ASSETS / f"{script.stem}.svg"
+        if picture.exists() and picture.stat().st_mtime > max(library, script.stat().st_mtime):
+            continue
+        with mpl.rc_context(fname=style):
+            figure = runpy.run_path(str(script))["draw"]()
+            figure.savefig(picture, metadata={"Date": None})
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Replace the formulas of a page by MathML."""
+    return FORMULA.sub(_mathml, content)
+
+
+def _mathml(formula: re.Match[str]) -> str:
+    tag, tex = formula.group(1), html.unescape(formula.group(2))
+    if tag == "span":
+        return latex2mathml.converter.convert(tex)
+    return f'<div class="formula">{latex2mathml.converter.convert(tex, display="block")}</div>'
