@@ -15,8 +15,9 @@ from torch.utils.data import RandomSampler
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
 """Rows to learn from; see `Chunks` for what is accepted."""
 
-# Elements of one chunk-sized temporary: 32 MB in float32.
+# Elements of one chunk-sized temporary: 32 MB in float32, or 4 MB where it should stay in a CPU's caches.
 CHUNK_ELEMENTS = 2**23
+CACHED_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,11 @@ class Chunks:
             yield torch.cat(waiting)
 
 
-def chunk_size(n_components: int, n_features: int) -> int:
-    """Rows per chunk such that (n, d) and (n, K) temporaries stay near 32 MB."""
-    return max(256, min(16384, CHUNK_ELEMENTS // max(n_components, n_features)))
+def chunk_size(n_components: int, n_features: int, *, cached: bool = False) -> int:
+    """Rows per chunk such that (n, d) and (n, K) temporaries stay near 32 MB, or in a CPU's caches."""
+    width = max(n_components, n_features)
+    size = max(256, min(16384, CHUNK_ELEMENTS // width))
+    return min(size, max(2048, CACHED_ELEMENTS // width)) if cached else size
 
 
 def as_tensor(batch: Tensor | np.ndarray) -> Tensor:

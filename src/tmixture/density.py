@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tmixture.distributions import log_normalizer
 from tmixture.parameters import Parameters, accumulation_dtype
+from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT
 
-# Means further than this from the origin, in squared Mahalanobis distance per feature, lose digits in float32: of δ,
-# and of the variances where squares are expanded, whose error after a few iterations is about 1e-6 at this limit.
-EXPANDED_LIMIT = 4.0
-DIRECT_LIMIT = 1e2
-# Distances that are differences of terms this many times their size lose as much.
+# Distances that are differences of terms this many times their size lose digits in float32.
 CANCELLATION_LIMIT = 30.0
 
 
@@ -44,6 +43,42 @@ class Density:
         """Squared Mahalanobis distances δ (n, K), finite and not negative."""
         return self.scale.mahalanobis(features, self.means).clamp(max=torch.finfo(features.dtype).max)
 
+    def relevant_distances(self, features: Tensor) -> Tensor:
+        """δ (n, K) where a responsibility may exceed `negligible`, and a lower bound of it everywhere else.
+
+        In high dimension a row has few components that are responsible for it, and a part of its distance from the
+        others is enough to rule them out: their density can only fall from there.
+        """
+        n_parts, K = self.scale.parts(self.n_features), len(self.means)
+        if n_parts == 1:
+            distances = self.mahalanobis(features)
+            for k in self.scale.apart(self.means):
+                distances[:, k] = self.scale.part_of_mahalanobis(0, k, features, self.means[k])
+            return distances
+        first = [self.scale.part_of_mahalanobis(0, k, features, mean) for k, mean in enumerate(self.means)]
+        distances = torch.stack(first)
+        best = self.joint(distances.T).argmax(1)
+        is_best = best == torch.arange(K, device=best.device)[:, None]
+        for part in range(1, n_parts):
+            self._add_part(part, is_best, distances, features)
+        threshold = self.joint(distances.T).gather(1, best[:, None]) + (math.log(negligible(distances.dtype)) - 1)
+        for part in range(1, n_parts):
+            possible = (self.joint(distances.T) > threshold).T
+            self._add_part(part, possible & ~is_best, distances, features)
+        return distances.T.clamp(max=torch.finfo(features.dtype).max)
+
+    def _add_part(self, part: int, pairs: Tensor, distances: Tensor, features: Tensor) -> None:
+        """Add a part of the distances to those (K, n) of the pairs in the mask (K, n), in place."""
+        for k, mean in enumerate(self.means):
+            rows = pairs[k].nonzero()[:, 0]
+            if len(rows):
+                chosen = features if len(rows) == len(features) else features.index_select(0, rows)
+                distances[k].index_add_(0, rows, self.scale.part_of_mahalanobis(part, k, chosen, mean))
+
+    def joint(self, distances: Tensor) -> Tensor:
+        """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K)."""
+        return self.log_weights + self.log_prob(distances)
+
     def log_prob(self, distances: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), Eq. 2 of the CXR-CML paper; Gaussian where ν = ∞."""
         gaussian = self.dof.isinf()
@@ -58,18 +93,32 @@ class Density:
         return torch.where(gaussian, 1.0, (dof + self.n_features) / (dof + distances))
 
 
-def working_dtype(parameters: Parameters, dtype: torch.dtype) -> torch.dtype:
+def negligible(dtype: torch.dtype) -> float:
+    """Responsibilities below this are taken as zero."""
+    return torch.finfo(dtype).eps * 1e-2
+
+
+def working_dtype(parameters: Parameters, dtype: torch.dtype, *, apart: bool = False) -> torch.dtype:
     """The dtype in which distances must be computed: `dtype`, at least float32, or float64 for far-apart means.
 
     Distances are taken about the mixture's mean. A component whose own mean lies m standard deviations away from it
     loses about m²·2⁻²⁴ of δ to cancellation where the structure expands squares, and 2m√δ·2⁻²⁴ elsewhere.
+
+    Args:
+        parameters: of the mixture.
+        dtype: the one to use if it is accurate enough.
+        apart: whether the structure may treat some components apart from the others, as `relevant_distances` does.
     """
     dtype = torch.promote_types(dtype, torch.float32)
     exact = accumulation_dtype(parameters.means.device)
     if dtype == exact:
         return dtype
     density = Density(parameters, exact)
-    separation = density.mahalanobis(density.scale.features(torch.zeros_like(density.origin)[None])).max()
-    limit = EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT
-    far = separation.item() > limit * parameters.n_features
-    return exact if far or density.scale.cancellation() > CANCELLATION_LIMIT else dtype
+    if density.scale.cancellation() > CANCELLATION_LIMIT:
+        return exact
+    centre = density.scale.features(torch.zeros_like(density.origin)[None])
+    separation = density.mahalanobis(centre)[0] / parameters.n_features
+    limits = torch.full_like(separation, EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT)
+    if apart:
+        limits[density.scale.apart(density.means)] = DIRECT_LIMIT
+    return exact if (separation > limits).any() else dtype

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.chunks import Chunk
-from tmixture.density import Density, working_dtype
+from tmixture.density import Density, negligible, working_dtype
 from tmixture.dof import expected_log_correction, solve_dof
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.sampling import draw_sample
@@ -93,7 +93,7 @@ def expectation(
         rules: used for what must be accumulated.
         dtype: of the arithmetic on chunks; float64 is used where float32 would cancel.
     """
-    density = Density(parameters, working_dtype(parameters, dtype))
+    density = Density(parameters, working_dtype(parameters, dtype, apart=True))
     exact = accumulation_dtype(density.origin.device)
     reference = density.origin.to(exact) + density.scale.reference(density.means).to(exact)
     statistics = SufficientStatistics.zeros(density.scale, reference)
@@ -108,13 +108,13 @@ def _accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk
     exact = statistics.mass.dtype
     features = density.features(chunk.x)
     if chunk.responsibilities is None:
-        distances = density.mahalanobis(features)
-        joint = density.log_weights + density.log_prob(distances)
+        distances = density.relevant_distances(features)
+        joint = density.joint(distances)
         log_likelihood = joint.logsumexp(1)
         responsibilities = (joint - log_likelihood[:, None]).exp_()
         # Exact zeros let the M-step skip most rows. The cut is on r and not on r·u: an outlier's u is tiny, but its
         # share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
-        responsibilities.masked_fill_(responsibilities < torch.finfo(joint.dtype).eps * 1e-2, 0.0)
+        responsibilities = torch.threshold(responsibilities, negligible(joint.dtype), 0.0)
         precision = density.outlier_weights(distances)
     else:
         responsibilities = chunk.responsibilities.to(features.dtype)
@@ -253,9 +253,11 @@ def failed_components(statistics: SufficientStatistics, parameters: Parameters, 
     rows = statistics.responsibility * rows_per_weight
     if statistics.rows < 2 * parameters.n_components:
         return torch.zeros_like(rows, dtype=torch.bool)
+    few = rows < (0.1 * statistics.rows / parameters.n_components).clamp(min=2)
+    if not few.any():  # a matrix of full structure must be inverted for its trace
+        return few
     variance = parameters.scale.mean_variance(parameters.n_features)
-    few = (0.1 * statistics.rows / parameters.n_components).clamp(min=2)
-    return (rows < 0.5) | ((variance <= 4 * rules.regularization) & (rows < few))
+    return (rows < 0.5) | ((variance <= 4 * rules.regularization) & few)
 
 
 @torch.no_grad()
@@ -273,7 +275,7 @@ def poorly_explained(
     """
     sample = draw_sample(chunks, 4 * parameters.n_components, dtype, generator, shared=synchronize)
     density = Density(parameters, working_dtype(parameters, dtype))
-    joint = density.log_weights + density.log_prob(density.mahalanobis(density.features(sample.x)))
+    joint = density.joint(density.mahalanobis(density.features(sample.x)))
     order = joint.logsumexp(1).argsort()
     worse = sample.x[order[: max(1, len(order) // 2)]]
     worse = worse[torch.randperm(len(worse), generator=generator).to(worse.device)]
@@ -291,7 +293,7 @@ def reseed(parameters: Parameters, components: list[int], candidates: Tensor) ->
     density = Density(parameters, parameters.means.dtype)
     index = torch.tensor(components, device=candidates.device)
     seeds = candidates[torch.arange(len(components), device=candidates.device) % len(candidates)]
-    joint = density.log_weights + density.log_prob(density.mahalanobis(density.features(seeds)))
+    joint = density.joint(density.mahalanobis(density.features(seeds)))
     joint[:, index] = -float("inf")
     source = torch.arange(parameters.n_components, device=candidates.device)
     if len(components) < parameters.n_components:

@@ -665,12 +665,18 @@ class StudentTMixture(nn.Module):
             data,
             self.n_features,
             self.means.device,
-            self.chunk_size or chunk_size(self.n_components * (self.rank or 1), self.n_features),
+            self.chunk_size or self._fitting_chunk_size,
             sample_weight=sample_weight,
             responsibilities=responsibilities,
             n_components=self.n_components,
             may_be_empty=self._has_company,
         )
+
+    @property
+    def _fitting_chunk_size(self) -> int:
+        # Small on a CPU, but where chunks update K matrices, it is better to do so less often.
+        cached = self.means.device.type == "cpu" and self.covariance_type != "full"
+        return chunk_size(self.n_components * (self.rank or 1), self.n_features, cached=cached)
 
     @property
     def _has_company(self) -> bool:

@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from scipy.special import logsumexp
 
+from tmixture.density import Density, negligible, working_dtype
 from tmixture.scales import STRUCTURES as CLASSES
 from tmixture.scales.cholesky import whitening_of
 
@@ -125,3 +126,42 @@ def test_the_sparse_m_step_of_full_is_the_dense_one():
     np.testing.assert_allclose(mixture.scales, expected.scales, rtol=1e-7)
     single = from_model(model, "full", max_iter=1, dtype=torch.float32).fit(torch.as_tensor(x).float())
     np.testing.assert_allclose(single.scales, expected.scales, rtol=2e-4, atol=2e-4 * np.abs(expected.scales).max())
+
+
+@pytest.mark.parametrize(("d", "spread"), [(40, 0.3), (100, 0.1), (100, 3.0), (200, 1.0)])
+@pytest.mark.parametrize("dof", [4.0, INF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distances_that_are_not_completed_belong_to_irrelevant_components(d, spread, dof, dtype):
+    """What the E-step takes from distances in parts is what it takes from whole ones; unfinished ones are lower."""
+    model = naive.random_model(6, d, "full", dof=dof, spread=spread)
+    mixture = from_model(model, "full", dtype=dtype)
+    density = Density(mixture._current(), dtype)
+    features = density.features(torch.as_tensor(naive.draw(model, 400)).to(dtype))
+    whole, partial = density.mahalanobis(features), density.relevant_distances(features)
+    rounding = 1e-4 if dtype == torch.float32 else 1e-9
+    assert (partial <= whole * (1 + rounding)).all()
+    expected, ours = density.joint(whole), density.joint(partial)
+    np.testing.assert_allclose(ours.logsumexp(1), expected.logsumexp(1), rtol=rounding / 10)
+    shares = expected.softmax(1)
+    counted = shares > negligible(dtype)
+    np.testing.assert_allclose(partial[counted], whole[counted], rtol=rounding)
+    assert (ours.softmax(1)[~counted] <= 2 * negligible(dtype)).all()
+    if spread == 3.0:
+        assert (partial < 0.9 * whole).double().mean() > 0.5  # most of the work was saved
+
+
+@pytest.mark.parametrize("sharpness", [3.0, 30.0, 300.0])
+def test_one_far_component_costs_no_float64(sharpness):
+    """A tight component far from the others is measured about its own mean, in float32 and as well as in float64."""
+    model = naive.random_model(4, 12, "diag")
+    model.scales[0] /= sharpness**2
+    model.means[0] += 5
+    x = naive.draw(model, 500)
+    mixture = from_model(model, "diag", dtype=torch.float32, max_iter=1)
+    assert mixture._working_dtype == torch.float64  # what one matrix product for all components would take
+    assert working_dtype(mixture._current(), torch.float32, apart=True) == torch.float32
+    expected = naive.em_step(x, model, "diag")
+    mixture.fit(torch.as_tensor(x).float())
+    np.testing.assert_allclose(mixture.means, expected.means, rtol=1e-5, atol=1e-6)
+    ours = mixture.scales.diagonal(dim1=1, dim2=2)
+    np.testing.assert_allclose(ours, expected.scales.diagonal(axis1=1, axis2=2), rtol=5e-6 * max(1, sharpness / 10))

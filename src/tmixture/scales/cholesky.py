@@ -11,22 +11,21 @@ from torch import Tensor
 BLOCK = 128
 
 
-def _blocks(d: int) -> list[tuple[int, int]]:
+def row_blocks(d: int) -> list[tuple[int, int]]:
+    """Blocks of rows of a triangular factor, in order."""
     return [(start, min(start + BLOCK, d)) for start in range(0, d, BLOCK)]
 
 
 def whiten(x: Tensor, whitening: Tensor) -> Tensor:
     """x·Wᵀ for a lower-triangular W, skipping the zero blocks of Wᵀ: (n, d), (d, d) → (n, d)."""
-    return torch.cat([x[:, :end] @ whitening[start:end, :end].T for start, end in _blocks(x.shape[1])], dim=1)
+    return torch.cat([x[:, :end] @ whitening[start:end, :end].T for start, end in row_blocks(x.shape[1])], dim=1)
 
 
-def squared_norm_of_whitened(x: Tensor, whitening: Tensor, offset: Tensor) -> Tensor:
-    """‖x_i·Wᵀ − offset‖² for a lower-triangular W, block by block: (n, d), (d, d), (d,) → (n,)."""
-    total = x.new_zeros(x.shape[0])
-    for start, end in _blocks(x.shape[1]):
-        z = torch.addmm(offset[start:end], x[:, :end], whitening[start:end, :end].T, beta=-1)
-        total = total + z.square().sum(1)
-    return total
+def squared_norm_of_whitened(x: Tensor, whitening: Tensor, mean: Tensor, rows: tuple[int, int]) -> Tensor:
+    """What some rows of a lower-triangular W add to ‖(x_i − mean)·Wᵀ‖²: (n, d), (d, d), (d,) → (n,)."""
+    start, end = rows
+    factor = whitening[start:end, :end]
+    return torch.addmm(factor @ mean[:end], x[:, :end], factor.T, beta=-1).square().sum(1)
 
 
 def whitening_of(covariance: Tensor, name: str) -> Tensor:

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, cross_moments, log64
+from tmixture.scales.base import EXPANDED_LIMIT, Scale, cross_moments, log64
+
+# As many components can be treated one by one before float64 is faster.
+MOST_APART = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,19 @@ class DiagonalScale(Scale):
         coefficients = torch.cat([-2 * precision * means, precision], dim=1)
         return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp(min=0)
 
+    def part_of_mahalanobis(self, part: int, component: int, features: Tensor, mean: Tensor) -> Tensor:
+        return ((features[:, : len(mean)] - mean) * self.whitening[component]).square().sum(1)
+
+    def apart(self, means: Tensor) -> list[int]:
+        far = (self.whitening * means).square().mean(1) > EXPANDED_LIMIT
+        components: list[int] = far.nonzero()[:, 0].tolist()
+        return components if len(components) <= MOST_APART else []
+
+    def reference(self, means: Tensor) -> Tensor:
+        reference, apart = torch.zeros_like(means), self.apart(means)
+        reference[apart] = means[apart]
+        return reference
+
     def half_log_det(self, n_features: int) -> Tensor:
         return -log64(self.whitening).sum(1)
 
@@ -57,6 +73,10 @@ class DiagonalScale(Scale):
         means: Tensor,
     ) -> None:
         moments = cross_moments(weight, features)
+        for k in self.apart(means):
+            rows = weight[:, k].nonzero()[:, 0]
+            centred = features[rows, : means.shape[1]] - means[k]
+            moments[k] = cross_moments(weight[rows, k, None], self.features(centred))[0]
         first += moments[:, : first.shape[1]]
         scatter += moments[:, first.shape[1] :]
 

@@ -11,7 +11,10 @@ from torch.distributions import constraints
 from typing_extensions import Self
 
 from tmixture.scales.base import Scale, cross_moments, log64
-from tmixture.scales.cholesky import inverse_of, squared_norm_of_whitened, whitening_of
+from tmixture.scales.cholesky import inverse_of, row_blocks, squared_norm_of_whitened, whitening_of
+
+# Rows of W in the first part of a distance.
+SMALLEST_PART = 32
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,18 @@ class FullScale(Scale):
     expands_squares: ClassVar[bool] = False
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
-        offsets = (self.whitening @ means[:, :, None])[:, :, 0]
-        columns = [squared_norm_of_whitened(features, w, offset) for w, offset in zip(self.whitening, offsets)]
+        blocks = row_blocks(means.shape[1])
+        columns = [
+            torch.stack([squared_norm_of_whitened(features, w, mean, rows) for rows in blocks]).sum(0)
+            for w, mean in zip(self.whitening, means)
+        ]
         return torch.stack(columns, dim=1)
+
+    def parts(self, n_features: int) -> int:
+        return len(_parts(n_features))
+
+    def part_of_mahalanobis(self, part: int, component: int, features: Tensor, mean: Tensor) -> Tensor:
+        return squared_norm_of_whitened(features, self.whitening[component], mean, _parts(len(mean))[part])
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -log64(self.whitening.diagonal(dim1=1, dim2=2)).sum(1)
@@ -60,17 +72,17 @@ class FullScale(Scale):
         means: Tensor,
     ) -> None:
         # In high dimension nearly every weight is zero: gather the rows that count, and pay N·d² instead of N·K·d².
-        counts = weight > 0
-        for k, mean in enumerate(means):
-            rows = counts[:, k].nonzero()[:, 0]
-            centred = features[rows] - mean
-            weighted = centred * weight[rows, k, None]
+        for k, (mean, share) in enumerate(zip(means, weight.T)):
+            rows = share.nonzero()[:, 0]
+            centred = features.index_select(0, rows) - mean
+            weighted = centred * share[rows, None]
             first[k] += weighted.sum(0, dtype=first.dtype)
             scatter[k] += cross_moments(weighted, centred)
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
-        cross = first[:, :, None] * delta[:, None, :]
-        return scatter + cross + cross.transpose(1, 2) + (mass[:, None] * delta)[:, :, None] * delta[:, None, :]
+        left = torch.stack([first, delta], dim=2)
+        right = torch.stack([delta, first + mass[:, None] * delta], dim=1)
+        return torch.baddbmm(scatter, left, right)
 
     def estimate(
         self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
@@ -99,3 +111,17 @@ class FullScale(Scale):
     def mean_variance(self, n_features: int) -> Tensor:
         # trace(Σ) = ‖W⁻¹‖²_F, one component at a time.
         return torch.stack([inverse_of(w).square().sum() for w in self.whitening]) / n_features
+
+
+def _parts(d: int) -> list[tuple[int, int]]:
+    """Blocks of rows of W, from the last ones up, each as large as all before it.
+
+    The last rows are the most telling: they measure the variation of a feature that the others leave unexplained, of
+    which a component has little, and points of other components have much.
+    """
+    if d < 2 * SMALLEST_PART:
+        return [(0, d)]
+    parts = [(d - SMALLEST_PART, d)]
+    while (start := parts[-1][0]) > 0:
+        parts.append((max(0, start - max(SMALLEST_PART, d - start)), start))
+    return parts
