@@ -54,8 +54,14 @@ class SemiHardMiner(BaseMiner):
     def _mine_block(self, distances: Tensor, matches: Tensor, differences: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The triplets of some anchors, from their rows of the distances and of the masks: (b, M)."""
         ascending, order = distances.masked_fill(~differences, float("inf")).sort(dim=1)
-        place = torch.searchsorted(ascending, distances, right=True).clamp_(max=distances.shape[1] - 1)
-        nearest = ascending.gather(1, place)
-        semihard = matches & (nearest > distances) & (nearest < distances + self.margin)
-        anchor, positive = semihard.nonzero(as_tuple=True)
-        return anchor, positive, order[anchor, place[anchor, positive]]
+        anchor, positive = matches.nonzero(as_tuple=True)
+        own = distances[anchor, positive]
+        # The positives of each anchor side by side: far fewer to search for than there are references.
+        count = matches.sum(1)
+        column = torch.arange(len(anchor), device=anchor.device) - (count.cumsum(0) - count)[anchor]
+        queries = distances.new_full((len(distances), int(count.max())), float("inf"))
+        queries[anchor, column] = own
+        place = torch.searchsorted(ascending, queries, right=True)[anchor, column].clamp_(max=distances.shape[1] - 1)
+        nearest = ascending[anchor, place]
+        semihard = (nearest > own) & (nearest < own + self.margin)
+        return anchor[semihard], positive[semihard], order[anchor[semihard], place[semihard]]
