@@ -1,8 +1,11 @@
-# make demo, make test, make lint, make docs. Override the interpreter or a folder: make test PYTHON=python3.12 VENV=/tmp/env
+# make demo, make test, make lint, make docs, make bench. Override the interpreter or a folder:
+# make test PYTHON=python3.12 VENV=/tmp/env
 PYTHON ?= python3
 VENV ?= .venv-test
 # The demo has an environment of its own: the tests' one holds a torchvision for open_clip that may not fit its torch.
 DEMO_VENV ?= .venv
+# Other mixture libraries pull in much that nobody else needs.
+BENCH_VENV ?= .venv-bench
 
 # For the open_clip tests. Left out of the extras and installed without dependencies, so that their pins of torch
 # cannot replace the build of torch that is there; the other packages they import follow in the second line.
@@ -12,7 +15,7 @@ OPEN_CLIP_NEEDS := regex wcwidth huggingface_hub
 PEERS := tgmm
 PEERS_NEED := seaborn
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(DEMO_VENV)/.installed
 	$(DEMO_VENV)/bin/python examples/cxr_cml.py
@@ -28,8 +31,11 @@ lint: $(VENV)/.installed-for-tests
 docs: $(VENV)/.installed-for-tests
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_VENV)/bin/python -m benchmarks.compare
+
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) site docs/assets
+	rm -rf $(VENV) $(DEMO_VENV) $(BENCH_VENV) site docs/assets
 
 # The stamps make the second call quick; the package itself is installed editable, so only its requirements age.
 $(DEMO_VENV)/.installed: pyproject.toml
@@ -41,4 +47,9 @@ $(VENV)/.installed-for-tests: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet -e ".[dev]" $(OPEN_CLIP_NEEDS) $(PEERS_NEED)
 	$(VENV)/bin/python -m pip install --quiet --no-deps $(OPEN_CLIP) $(PEERS)
+	touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet -e ".[benchmarks]"
 	touch $@
