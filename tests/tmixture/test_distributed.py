@@ -55,8 +55,9 @@ def test_two_processes_are_one(equal, dtype, tmp_path):
             if name == "many components":  # which rows re-seed it is drawn otherwise; the rest of it still has to hold
                 continue
             size = max(float(np.abs(value).max(initial=0)), 0.1)  # small values are differences of numbers like 1
-            # Factors that these data do not have are found all the same, and magnify rounding.
-            tolerance = base * (100 if "lowrank" in name else 1)
+            # Factors that these data do not have are found all the same, and magnify rounding. Moments are taken about
+            # a point that differs in its last digit, too.
+            tolerance = base * (100 if "lowrank" in name else 10 if "running." in key else 1)
             np.testing.assert_allclose(
                 first[name][key], value, rtol=tolerance, atol=tolerance * size, err_msg=f"{name}: {key}"
             )
