@@ -45,6 +45,7 @@ class Chunks:
         sample_weight: (N,), not negative, in the order of the rows.
         responsibilities: labels (N,) or responsibilities (N, K), in the order of the rows.
         n_components: K, to check the responsibilities against.
+        in_order: whether something else is kept for each row, so that the rows must keep their order.
         may_be_empty: whether no rows at all are fine, as where other processes have some: there is one chunk without
             rows then.
     """
@@ -59,6 +60,7 @@ class Chunks:
         sample_weight: Tensor | np.ndarray | None = None,
         responsibilities: Tensor | np.ndarray | None = None,
         n_components: int = 1,
+        in_order: bool = False,
         may_be_empty: bool = False,
     ) -> None:
         self.may_be_empty = may_be_empty
@@ -73,10 +75,10 @@ class Chunks:
         self.n_components = n_components
         self.rows: int | None = None  # known after the first pass
         shuffled = isinstance(getattr(data, "sampler", None), RandomSampler)
-        if shuffled and (sample_weight is not None or responsibilities is not None):
+        if shuffled and (in_order or sample_weight is not None or responsibilities is not None):
             raise ValueError(
-                "data is a DataLoader with shuffle=True: sample_weight and responsibilities cannot be matched to its "
-                "rows: give them with a loader that keeps the order"
+                "data is a DataLoader with shuffle=True: sample_weight, responsibilities and what max_candidates "
+                "remembers of each row cannot be matched to its rows: use them with a loader that keeps the order"
             )
         if isinstance(self.shards, list):
             self._check_lengths(sum(len(shard) for shard in self.shards))
@@ -85,6 +87,8 @@ class Chunks:
         start = 0
         for x in self._regrouped():
             stop = start + len(x)
+            if self.rows is not None and stop > self.rows:
+                raise ValueError(self._inconstant(f"at least {stop}"))
             weight = responsibilities = None
             if self.weights is not None:
                 weight = self.weights[start:stop].to(self.device)
@@ -96,14 +100,15 @@ class Chunks:
             start = stop
         self._check_lengths(start)
         if self.rows is not None and start != self.rows:
-            raise ValueError(
-                f"data must bring the same rows at every iteration, but it had {self.rows} rows first and {start} now"
-            )
+            raise ValueError(self._inconstant(str(start)))
         self.rows = start
         if start == 0:
             if not self.may_be_empty:
                 raise ValueError("data is empty: at least one row is needed")
             yield Chunk(torch.empty(0, self.n_features, device=self.device))
+
+    def _inconstant(self, now: str) -> str:
+        return f"data must bring the same rows at every iteration, but it had {self.rows} rows first and {now} now"
 
     def _check_lengths(self, rows: int) -> None:
         for name, values in (("sample_weight", self.weights), ("responsibilities", self.responsibilities)):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from copy import copy
 
 import torch
 from torch import Tensor
 
+from tmixture.chunks import chunk_size
 from tmixture.distributions import log_normalizer
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT
@@ -32,6 +35,14 @@ class Density:
         self.log_weights = parameters.weights.to(exact).log().to(dtype)
         self.dof = parameters.dof.to(dtype)
         self.n_features = d
+
+    def take(self, components: Tensor) -> Density:
+        """The densities of the given components alone."""
+        part = copy(self)
+        part.means, part.scale = self.means[components], self.scale.take(components)
+        part.constant, part.log_weights = self.constant[components], self.log_weights[components]
+        part.dof = self.dof[components]
+        return part
 
     def features(self, x: Tensor) -> Tensor:
         """The rows (n, d) of a chunk as the scale structure wants them: (n, p)."""
@@ -85,6 +96,18 @@ class Density:
         dof = torch.where(gaussian, 1.0, self.dof)
         kernel = -(dof + self.n_features) / 2 * torch.log1p(distances / dof)
         return self.constant + torch.where(gaussian, -distances / 2, kernel)
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """Log p(x_i), for any number of rows: (n, d) → (n,)."""
+        return torch.cat([joint.logsumexp(1) for joint in self._joints(x)])
+
+    def best(self, x: Tensor) -> Tensor:
+        """The component with the largest π_k·T(x_i; μ_k, Σ_k, ν_k), for any number of rows: (n, d) → (n,)."""
+        return torch.cat([joint.argmax(1) for joint in self._joints(x)])
+
+    def _joints(self, x: Tensor) -> Iterator[Tensor]:
+        for rows in x.split(chunk_size(len(self.means), self.n_features)):
+            yield self.joint(self.mahalanobis(self.features(rows)))
 
     def outlier_weights(self, distances: Tensor) -> Tensor:
         """u_ik = (ν_k + d)/(ν_k + δ_ik), the conditional expectation of the latent precision; 1 where ν = ∞."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -61,6 +61,10 @@ class Step:
     """Components that were given a new start to reach these parameters."""
 
 
+EStep = Callable[[Parameters, float | None], SufficientStatistics]
+"""Statistics of all data under parameters, given the mean log-likelihood before the M-step that led to them, if any."""
+
+
 @dataclass
 class Fit:
     """The record of one run of EM: its last step, and the log-likelihood on the way."""
@@ -68,6 +72,7 @@ class Fit:
     last: Step | None = None
     history: list[float] = field(default_factory=list)
     reseeded: list[int] = field(default_factory=list)
+    disagreement: float | None = None
 
     @property
     def step(self) -> Step:
@@ -94,17 +99,23 @@ def expectation(
         dtype: of the arithmetic on chunks; float64 is used where float32 would cancel.
     """
     density = Density(parameters, working_dtype(parameters, dtype, apart=True))
-    exact = accumulation_dtype(density.origin.device)
-    reference = density.origin.to(exact) + density.scale.reference(density.means).to(exact)
-    statistics = SufficientStatistics.zeros(density.scale, reference)
+    statistics = no_statistics(density)
     for chunk in chunks:
-        _accumulate(statistics, density, chunk, learn_dof=bool(rules.learn_dof))
+        accumulate(statistics, density, chunk, learn_dof=bool(rules.learn_dof))
     if rules.distributed:
         distributed.sum_in_place(statistics.sums())
     return statistics
 
 
-def _accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> None:
+def no_statistics(density: Density) -> SufficientStatistics:
+    """The statistics of no rows under these densities."""
+    exact = accumulation_dtype(density.origin.device)
+    reference = density.origin.to(exact) + density.scale.reference(density.means).to(exact)
+    return SufficientStatistics.zeros(density.scale, reference)
+
+
+def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> Tensor:
+    """Add the statistics of a chunk, in place, and return its responsibilities (n, K)."""
     exact = statistics.mass.dtype
     features = density.features(chunk.x)
     if chunk.responsibilities is None:
@@ -120,8 +131,9 @@ def _accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk
         responsibilities = chunk.responsibilities.to(features.dtype)
         log_likelihood = features.new_zeros(len(features))
         precision = torch.ones_like(responsibilities)
+    shares = responsibilities
     if chunk.weight is not None:
-        responsibilities = responsibilities * chunk.weight.to(features.dtype)[:, None]
+        shares = responsibilities * chunk.weight.to(features.dtype)[:, None]
         statistics.log_likelihood += (log_likelihood.to(exact) * chunk.weight).sum()
         statistics.weight += chunk.weight.sum()
         statistics.rows += (chunk.weight > 0).sum()
@@ -129,14 +141,15 @@ def _accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk
         statistics.log_likelihood += log_likelihood.sum(dtype=exact)
         statistics.weight += len(features)
         statistics.rows += len(features)
-    weighted = responsibilities * precision
-    statistics.responsibility += responsibilities.sum(0, dtype=exact)
+    weighted = shares * precision
+    statistics.responsibility += shares.sum(0, dtype=exact)
     statistics.mass += weighted.sum(0, dtype=exact)
     if learn_dof:
         correction = expected_log_correction(density.dof.to(exact), density.n_features)
-        log_precision = (responsibilities * precision.log()).sum(0, dtype=exact)
-        statistics.log_mass += log_precision + responsibilities.sum(0, dtype=exact) * correction
-    density.scale.accumulate(statistics.first, statistics.scatter, features, responsibilities, weighted, density.means)
+        log_precision = (shares * precision.log()).sum(0, dtype=exact)
+        statistics.log_mass += log_precision + shares.sum(0, dtype=exact) * correction
+    density.scale.accumulate(statistics.first, statistics.scatter, features, shares, weighted, density.means)
+    return responsibilities
 
 
 def maximization(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Parameters:
@@ -214,8 +227,9 @@ def iterate(
     tol: float,
     generator: torch.Generator | None,
     max_reseeds: int = 3,
+    e_step: EStep | None = None,
 ) -> Iterator[Step]:
-    """Run EM, yielding the state after every E-step.
+    """Run EM, yielding the state after every E-step, which is `e_step` if given and else `expectation`.
 
     Stops when the mean log-likelihood per unit of sample weight changes by at most `tol` relative to its size (or to 1
     where it is smaller), or after `max_iter` M-steps. A component that dies or collapses onto a point is re-seeded, at
@@ -225,7 +239,7 @@ def iterate(
     reseeds = torch.zeros(parameters.n_components, dtype=torch.long)
     reseeded: list[int] = []
     for n_iter in range(max_iter + 1):
-        statistics = expectation(chunks, parameters, rules, dtype)
+        statistics = e_step(parameters, previous) if e_step else expectation(chunks, parameters, rules, dtype)
         log_likelihood = float(statistics.log_likelihood / statistics.weight)
         change = float("inf") if previous is None else abs(log_likelihood - previous)
         converged = change <= tol * max(1.0, abs(log_likelihood))
@@ -275,8 +289,7 @@ def poorly_explained(
     """
     sample = draw_sample(chunks, 4 * parameters.n_components, dtype, generator, shared=synchronize)
     density = Density(parameters, working_dtype(parameters, dtype))
-    joint = density.joint(density.mahalanobis(density.features(sample.x)))
-    order = joint.logsumexp(1).argsort()
+    order = density.log_likelihood(sample.x).argsort()
     worse = sample.x[order[: max(1, len(order) // 2)]]
     worse = worse[torch.randperm(len(worse), generator=generator).to(worse.device)]
     return distributed.from_first_process(worse) if synchronize else worse
@@ -293,11 +306,10 @@ def reseed(parameters: Parameters, components: list[int], candidates: Tensor) ->
     density = Density(parameters, parameters.means.dtype)
     index = torch.tensor(components, device=candidates.device)
     seeds = candidates[torch.arange(len(components), device=candidates.device) % len(candidates)]
-    joint = density.joint(density.mahalanobis(density.features(seeds)))
-    joint[:, index] = -float("inf")
+    density.log_weights[index] = -float("inf")
     source = torch.arange(parameters.n_components, device=candidates.device)
     if len(components) < parameters.n_components:
-        source[index] = joint.argmax(1)
+        source[index] = density.best(seeds)
     restarted = parameters.take(source)
     weights = restarted.weights / sharers(source)
     means = restarted.means.index_copy(0, index, seeds.to(restarted.means.dtype))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmixture.chunks import Chunk
+from tmixture.chunks import Chunk, Chunks, chunk_size
 from tmixture.em import Rules, expectation, maximization
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.sampling import Sample
@@ -118,10 +118,10 @@ def from_centres(
     centres = CENTRES[init](x, sample.weight, K, generator) if isinstance(init, str) else init.to(x) - shift
     labels = nearest(x, centres)
     base = uniform(centres + shift, scale, dof)
-    chunks = [
-        Chunk(rows, weight, torch.nn.functional.one_hot(label, K))
-        for rows, weight, label in zip(*(t.split(16384) for t in (sample.x, sample.weight, labels)))
-    ]
+    d = x.shape[1]
+    chunks = Chunks(
+        sample.x, d, x.device, chunk_size(K, d), sample_weight=sample.weight, responsibilities=labels, n_components=K
+    )
     rules = replace(rules, distributed=False)
     parameters = from_responsibilities(chunks, base, rules, variance, sample.x.dtype)
     return parameters if isinstance(init, str) else replace(parameters, means=base.means)

@@ -88,6 +88,27 @@ class SufficientStatistics:
         """The additive tensors: everything but the reference."""
         return [tensor for name, tensor in self.tensors().items() if name != "reference"]
 
+    def add(self, part: SufficientStatistics, components: Tensor, scale: Scale) -> None:
+        """Add, in place, sums in which only the given components (C,), all different, have a share.
+
+        Args:
+            part: statistics of C components.
+            components: their indices.
+            scale: the scales that both were taken under.
+        """
+        reference = self.reference[components]
+        if not torch.equal(part.reference, reference):
+            part = part.about(scale.take(components), reference)
+        names = ["responsibility", "mass", "first", "log_mass"]
+        if scale.per_component:
+            names.append("scatter")
+        else:
+            self.scatter.add_(part.scatter)
+        for name in names:
+            getattr(self, name).index_add_(0, components, getattr(part, name))
+        for name in ("log_likelihood", "weight", "rows"):
+            getattr(self, name).add_(getattr(part, name))
+
     def about(self, scale: Scale, reference: Tensor) -> SufficientStatistics:
         """The same statistics with the moments taken about another reference (K, d)."""
         delta = self.reference - reference

@@ -22,6 +22,15 @@ def positive_integer(value: int, name: str) -> int:
     return int(value)
 
 
+def at_most(value: int | None, limit: int, name: str) -> int | None:
+    """An integer in 1 … n_components, or None."""
+    if value is None:
+        return None
+    if positive_integer(value, name) > limit:
+        raise ValueError(f"{name} must be at most n_components={limit}, got {value}")
+    return int(value)
+
+
 def not_negative(value: float, name: str) -> float:
     """A finite number ≥ 0."""
     if not isinstance(value, (int, float, np.number)) or not (math.isfinite(value) and value >= 0):
