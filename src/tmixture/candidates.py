@@ -124,7 +124,7 @@ class TruncatedExpectation:
         """Homes (N,) to begin with: the components of the nearest means."""
         homes = []
         for chunk in self.chunks:
-            self.first_rows.append(chunk.x[:1].clone())
+            self.first_rows.append(chunk.x[:1].float().clone())
             for rows in chunk.x.split(chunk_size(len(density.means), density.n_features)):
                 homes.append(nearest(density.features(rows)[:, : density.n_features], density.means).int())
         return torch.cat(homes)
@@ -135,7 +135,7 @@ class TruncatedExpectation:
         best = torch.empty_like(sets.homes)
         row = 0
         for chunk, first_row in zip(self.chunks, self.first_rows):
-            if (chunk.x[:1] - first_row).norm() > SAME * first_row.norm():
+            if (chunk.x[:1].float() - first_row).norm() > SAME * first_row.norm():
                 raise ValueError(
                     f"data must bring its rows in the same order at every iteration with max_candidates, but row {row} "
                     "is not what it was at the first"

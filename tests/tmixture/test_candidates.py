@@ -160,6 +160,13 @@ def test_float32_is_float64_to_its_precision():
     assert_same_parameters(single, double, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16])
+def test_rows_of_any_dtype(dtype):
+    x = (10 * clustered(spread=2.0) + 128).clamp(0, 255).to(dtype)
+    one, other = (fit(rows, 4, max_iter=3) for rows in (x, x.double()))
+    assert_same_parameters(one, other, rtol=1e-9)
+
+
 def test_a_component_without_rows_is_started_anew():
     x = clustered()
     start = torch.cat([x[:10], torch.full((2, 3), 1e3, dtype=torch.float64)])
