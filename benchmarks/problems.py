@@ -78,13 +78,14 @@ def embeddings(shape: Shape) -> Tensor:
 
 
 def start_means(x: Tensor, K: int) -> Tensor:
-    """K rows after ten rounds of Lloyd's algorithm: (K, d)."""
+    """K rows after ten rounds of Lloyd's algorithm: (K, d). A mean that loses all its rows stays where it is."""
     generator = torch.Generator().manual_seed(SEED)
     means = x[torch.randperm(len(x), generator=generator)[:K]]
     for _ in range(10):
         labels = torch.cat([torch.cdist(part, means).argmin(1) for part in x.split(16384)])
-        counts = torch.bincount(labels, minlength=K).clamp(min=1)[:, None]
-        means = torch.zeros_like(means).index_add_(0, labels, x) / counts
+        counts = torch.bincount(labels, minlength=K)[:, None]
+        sums = torch.zeros_like(means).index_add_(0, labels, x)
+        means = torch.where(counts > 0, sums / counts, means)
     return means
 
 

@@ -14,6 +14,9 @@ from tmixture.distributions import log_normalizer
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT
 
+# The error of an expanded distance, in rounding errors of the terms that cancel in it, at most.
+EXPANSION_ERROR = 16.0
+
 # Distances that are differences of terms this many times their size lose digits in float32.
 CANCELLATION_LIMIT = 30.0
 
@@ -35,6 +38,8 @@ class Density:
         self.log_weights = parameters.weights.to(exact).log().to(dtype)
         self.dof = parameters.dof.to(dtype)
         self.n_features = d
+        self.apart = self.scale.apart(self.means)
+        self._room: Tensor | None = None
 
     def take(self, components: Tensor) -> Density:
         """The densities of the given components alone."""
@@ -42,6 +47,7 @@ class Density:
         part.means, part.scale = self.means[components], self.scale.take(components)
         part.constant, part.log_weights = self.constant[components], self.log_weights[components]
         part.dof = self.dof[components]
+        part.apart = part.scale.apart(part.means)
         return part
 
     def features(self, x: Tensor) -> Tensor:
@@ -49,6 +55,20 @@ class Density:
         dtype = self.origin.dtype
         wide = torch.promote_types(x.dtype, dtype)
         return self.scale.features((x.to(wide) - self.origin.to(wide)).to(dtype))
+
+    def features_in_turn(self, x: Tensor) -> Tensor:
+        """The same as `features`, without gradients and valid until the next call, which takes the same memory.
+
+        Fresh memory for every chunk costs a CPU as much as the arithmetic that fills it.
+        """
+        d, width = self.n_features, self.scale.width(self.n_features)
+        if self._room is None or len(self._room) < len(x):
+            self._room = self.origin.new_empty(len(x), width)
+        features = self._room[: len(x)]
+        torch.sub(x if x.is_floating_point() else x.to(self.origin.dtype), self.origin, out=features[:, :d])
+        if width > d:
+            self.scale.further_features(features[:, :d], out=features[:, d:])
+        return features
 
     def mahalanobis(self, features: Tensor) -> Tensor:
         """Squared Mahalanobis distances δ (n, K), finite and not negative."""
@@ -63,8 +83,8 @@ class Density:
         n_parts, K = self.scale.parts(self.n_features), len(self.means)
         if n_parts == 1:
             distances = self.mahalanobis(features)
-            for k in self.scale.apart(self.means):
-                distances[:, k] = self.scale.part_of_mahalanobis(0, k, features, self.means[k])
+            if len(self.apart):
+                self._correct(distances, features)
             return distances
         first = [self.scale.part_of_mahalanobis(0, k, features, mean) for k, mean in enumerate(self.means)]
         distances = torch.stack(first)
@@ -77,6 +97,22 @@ class Density:
             possible = (self.joint(distances.T) > threshold).T
             self._add_part(part, possible & ~is_best, distances, features)
         return distances.T.clamp(max=torch.finfo(features.dtype).max)
+
+    def _correct(self, distances: Tensor, features: Tensor) -> None:
+        """Take the distances (n, K) from components `apart` by differences, where they may matter, in place."""
+        error = EXPANSION_ERROR * torch.finfo(distances.dtype).eps * self.expanded_terms()
+        worst = self.joint(distances + error).amax(1, keepdim=True)
+        best = self.joint((distances - error).clamp(min=0))
+        possible = (best > worst + (math.log(negligible(distances.dtype)) - 1))[:, self.apart]
+        rows, which = possible.nonzero(as_tuple=True)
+        components = self.apart[which]
+        exact = self.scale.mahalanobis_of_pairs(features, self.means, rows, components)
+        distances[rows, components] = exact.clamp(max=torch.finfo(distances.dtype).max)
+
+    def expanded_terms(self) -> Tensor:
+        """The size (K,) of the terms that cancel in an expanded distance: δ of the origin."""
+        origin = self.scale.features(torch.zeros_like(self.origin)[None])
+        return self.mahalanobis(origin)[0]
 
     def _add_part(self, part: int, pairs: Tensor, distances: Tensor, features: Tensor) -> None:
         """Add a part of the distances to those (K, n) of the pairs in the mask (K, n), in place."""
@@ -139,9 +175,8 @@ def working_dtype(parameters: Parameters, dtype: torch.dtype, *, apart: bool = F
     density = Density(parameters, exact)
     if density.scale.cancellation() > CANCELLATION_LIMIT:
         return exact
-    centre = density.scale.features(torch.zeros_like(density.origin)[None])
-    separation = density.mahalanobis(centre)[0] / parameters.n_features
+    separation = density.expanded_terms() / parameters.n_features
     limits = torch.full_like(separation, EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT)
     if apart:
-        limits[density.scale.apart(density.means)] = DIRECT_LIMIT
+        limits[density.apart] = DIRECT_LIMIT
     return exact if (separation > limits).any() else dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -117,15 +118,10 @@ def no_statistics(density: Density) -> SufficientStatistics:
 def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> Tensor:
     """Add the statistics of a chunk, in place, and return its responsibilities (n, K)."""
     exact = statistics.mass.dtype
-    features = density.features(chunk.x)
+    features = density.features_in_turn(chunk.x)
     if chunk.responsibilities is None:
         distances = density.relevant_distances(features)
-        joint = density.joint(distances)
-        log_likelihood = joint.logsumexp(1)
-        responsibilities = (joint - log_likelihood[:, None]).exp_()
-        # Exact zeros let the M-step skip most rows. The cut is on r and not on r·u: an outlier's u is tiny, but its
-        # share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
-        responsibilities = torch.threshold(responsibilities, negligible(joint.dtype), 0.0)
+        log_likelihood, responsibilities = evidence(density.joint(distances))
         precision = density.outlier_weights(distances)
     else:
         responsibilities = chunk.responsibilities.to(features.dtype)
@@ -150,6 +146,17 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
         statistics.log_mass += log_precision + shares.sum(0, dtype=exact) * correction
     density.scale.accumulate(statistics.first, statistics.scatter, features, shares, weighted, density.means)
     return responsibilities
+
+
+def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """Log p(x_i) (n,) and the responsibilities (n, K), exactly zero where negligible, from log π_k·T_k(x_i) (n, K)."""
+    top = joint.amax(1, keepdim=True)
+    # Exact zeros let the M-step skip most rows, and denormal numbers would cost as much as all other arithmetic. The
+    # cut is on r and not on r·u: an outlier's u is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as
+    # anybody's.
+    relative = torch.threshold(joint - top, math.log(negligible(joint.dtype)), -math.inf).exp_()
+    total = relative.sum(1, keepdim=True)
+    return (top + total.log())[:, 0], relative.div_(total)
 
 
 def maximization(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Parameters:

@@ -610,7 +610,8 @@ class StudentTMixture(nn.Module):
         with torch.no_grad():
             for name, value in parameters.tensors().items():
                 current = getattr(self, name)
-                value = value.to(current).clone()
+                # Row-major, as it will be when it comes back from a file: other layouts may round differently.
+                value = value.to(current).clone(memory_format=torch.contiguous_format)
                 if name in self._parameters:
                     self._parameters[name].copy_(value)  # type: ignore[union-attr]
                 else:

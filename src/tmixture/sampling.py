@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,9 +11,14 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.chunks import Chunk, check_finite
+from tmixture.scales.base import exact
 
 # Elements of the sample: 128 MB in float32.
 SAMPLE_ELEMENTS = 2**25
+# The median of a sample is that of about so many of its rows.
+MEDIAN_ROWS = 2**14
+# Rows of a temporary.
+BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def draw_sample(
     generator = torch.Generator().manual_seed(seed)
     kept_x, kept_weight, kept_key = [], [], []
     rows = total = waiting = 0
+    least = -math.inf  # no row with a smaller key can still be among the largest
     for chunk in chunks:
         check_finite(chunk.x, total, "data")
         total += len(chunk.x)
@@ -65,14 +72,14 @@ def draw_sample(
         key = torch.rand(len(chunk.x), generator=generator, dtype=torch.float64).log() / weight
         positive = weight > 0
         rows += int(positive.sum())
-        keep = positive.nonzero()[:, 0]
+        keep = (positive & (key > least)).nonzero()[:, 0]
         kept_x.append(chunk.x[keep.to(chunk.x.device)])
         kept_weight.append(weight[keep])
         kept_key.append(key[keep])
         waiting += len(keep)
-        if waiting > 2 * size:
+        if waiting > 1.25 * size:
             kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
-            waiting = size
+            waiting, least = size, float(kept_key[0].min())
     if rows > size:
         kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
     x, weight, key = torch.cat(kept_x), torch.cat(kept_weight), torch.cat(kept_key)
@@ -107,8 +114,8 @@ def without_stray_rows(sample: Sample, at_least: int) -> Sample:
 
     One corrupt row must not set the scale of everything else. More than 1 % of the rows are structure, not strays.
     """
-    median = sample.x.median(0).values
-    distance = torch.linalg.vector_norm(sample.x - median, dim=1)
+    median = sample.x[:: math.ceil(len(sample.x) / MEDIAN_ROWS)].median(0).values
+    distance = torch.cat([torch.linalg.vector_norm(rows - median, dim=1) for rows in sample.x.split(BLOCK_ROWS)])
     stray = distance > 100 * distance.median()
     count = int(stray.sum())
     if count == 0 or count > max(1, len(stray) // 100) or len(stray) - count < at_least or distance.median() == 0:
@@ -118,7 +125,7 @@ def without_stray_rows(sample: Sample, at_least: int) -> Sample:
 
 def mean_variance(sample: Sample) -> float:
     """The weighted variance of the rows, averaged over the features."""
-    x, weight = sample.x, sample.weight
-    x = x if x.device.type == "mps" else x.double()
-    share = (weight / weight.sum()).to(x)
-    return float((share @ (x - share @ x).square()).mean())
+    share = sample.weight / sample.weight.sum()
+    blocks = list(zip(sample.x.split(BLOCK_ROWS), share.split(BLOCK_ROWS)))
+    mean = torch.stack([exact(weight) @ exact(x) for x, weight in blocks]).sum(0)
+    return float(sum((exact(weight) @ (exact(x) - mean).square()).mean() for x, weight in blocks))

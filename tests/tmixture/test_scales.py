@@ -151,17 +151,36 @@ def test_distances_that_are_not_completed_belong_to_irrelevant_components(d, spr
 
 
 @pytest.mark.parametrize("sharpness", [3.0, 30.0, 300.0])
-def test_one_far_component_costs_no_float64(sharpness):
-    """A tight component far from the others is measured about its own mean, in float32 and as well as in float64."""
-    model = naive.random_model(4, 12, "diag")
-    model.scales[0] /= sharpness**2
+@pytest.mark.parametrize("n_tight", [1, 4])
+@pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
+def test_far_components_cost_no_float64(covariance_type, n_tight, sharpness):
+    """Tight components far from the others are measured about their own means, in float32 and as well as in float64."""
+    model = naive.random_model(4, 12, covariance_type)
+    model.scales[:n_tight] /= sharpness**2
     model.means[0] += 5
     x = naive.draw(model, 500)
-    mixture = from_model(model, "diag", dtype=torch.float32, max_iter=1)
+    mixture = from_model(model, covariance_type, dtype=torch.float32, max_iter=1)
     assert mixture._working_dtype == torch.float64  # what one matrix product for all components would take
     assert working_dtype(mixture._current(), torch.float32, apart=True) == torch.float32
-    expected = naive.em_step(x, model, "diag")
+    expected = naive.em_step(x, model, covariance_type)
     mixture.fit(torch.as_tensor(x).float())
     np.testing.assert_allclose(mixture.means, expected.means, rtol=1e-5, atol=1e-6)
     ours = mixture.scales.diagonal(dim1=1, dim2=2)
     np.testing.assert_allclose(ours, expected.scales.diagonal(axis1=1, axis2=2), rtol=5e-6 * max(1, sharpness / 10))
+
+
+@pytest.mark.parametrize("sharpness", [30.0, 1000.0])
+@pytest.mark.parametrize("dof", [4.0, INF])
+def test_far_components_are_corrected_where_it_matters(dof, sharpness):
+    """Rows between tight, far components get the responsibilities that float64 gives them."""
+    model = naive.random_model(5, 30, "diag", dof=dof)
+    model.scales[:] /= sharpness**2
+    model.means[1] = model.means[0] + 3 * model.scales[0].diagonal() ** 0.5 / 30**0.5  # two that share rows
+    rows = torch.as_tensor(naive.draw(model, 400))
+    parameters = from_model(model, "diag", dtype=torch.float64)._current()
+    exact, single = Density(parameters, torch.float64), Density(parameters, torch.float32)
+    assert len(single.apart) > 0
+    expected = exact.joint(exact.relevant_distances(exact.features(rows))).softmax(1)
+    ours = single.joint(single.relevant_distances(single.features(rows))).softmax(1)
+    assert ((expected > 0.01) & (expected < 0.99)).any()  # some rows are shared
+    np.testing.assert_allclose(ours, expected, atol=3e-7 * sharpness)

@@ -14,8 +14,9 @@ from typing_extensions import Self
 # Means further than this from the origin, in squared Mahalanobis distance per feature, lose digits in float32. Where
 # squares are expanded, of δ and of the variances, whose error after a few iterations is about 1e-6 at this limit.
 EXPANDED_LIMIT = 4.0
-# Elsewhere, of δ alone, and at random: at d = 512 its error is 1e-6 of it at this limit.
-DIRECT_LIMIT = 1e6
+# Elsewhere, of δ alone, and at random: its error is that of a relative error of 2⁻²⁴ in the rows, which float32 rows
+# have anyway. At d = 512 that is 1e-5 of δ at this limit, where a component is 10 000 times smaller than its distance.
+DIRECT_LIMIT = 1e8
 
 # Rows that may be summed in float32 before float64 takes over.
 SUM_ROWS = 512
@@ -74,10 +75,25 @@ class Scale(ABC):
             }
         )
 
-    @staticmethod
-    def features(x: Tensor) -> Tensor:
+    @classmethod
+    def features(cls, x: Tensor) -> Tensor:
         """What distances and statistics need of a chunk: (n, d) → (n, p), whose first d columns are `x`."""
-        return x
+        return torch.cat([x, cls.further_features(x)], dim=1) if cls.width(x.shape[1]) > x.shape[1] else x
+
+    @staticmethod
+    def width(n_features: int) -> int:
+        """p, the number of columns of `features`."""
+        return n_features
+
+    @staticmethod
+    def further_features(x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The columns of `features` after `x` itself, if there are any: (n, d) → (n, p − d).
+
+        Args:
+            x: (n, d).
+            out: where to write them, if given.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
@@ -98,12 +114,17 @@ class Scale(ABC):
         """
         raise NotImplementedError
 
-    def apart(self, means: Tensor) -> list[int]:
-        """Components too far from the origin for expanded squares, if they are few enough to be treated one by one.
+    def apart(self, means: Tensor) -> Tensor:
+        """Indices of the components too far from the origin for expanded squares, if they can be treated apart.
 
-        The E-step takes their distances from `part_of_mahalanobis`, and their moments about their own means.
+        The E-step takes their distances from `mahalanobis_of_pairs` where they matter, and `accumulate` their moments
+        about their own means.
         """
-        return []
+        return torch.empty(0, dtype=torch.long, device=means.device)
+
+    def mahalanobis_of_pairs(self, features: Tensor, means: Tensor, rows: Tensor, components: Tensor) -> Tensor:
+        """δ of some rows from one component each, by differences: (n, p), (K, d), (m,), (m,) → (m,)."""
+        raise NotImplementedError
 
     @abstractmethod
     def half_log_det(self, n_features: int) -> Tensor:

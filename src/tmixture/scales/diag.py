@@ -10,14 +10,12 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import EXPANDED_LIMIT, Scale, cross_moments, log64
-
-# As many components can be treated one by one before float64 is faster.
-MOST_APART = 8
+from tmixture.scales.base import log64
+from tmixture.scales.expanded import ExpandedScale
 
 
 @dataclass(frozen=True)
-class DiagonalScale(Scale):
+class DiagonalScale(ExpandedScale):
     """Σ_k = diag(1/whitening_k²).
 
     With features [x, x²], distances and statistics of a chunk are one matrix product each.
@@ -30,26 +28,20 @@ class DiagonalScale(Scale):
     constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
 
     @staticmethod
-    def features(x: Tensor) -> Tensor:
-        return torch.cat([x, x * x], dim=1)
+    def width(n_features: int) -> int:
+        return 2 * n_features
+
+    @staticmethod
+    def further_features(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul(x, x, out=out)
+
+    def whiten(self, x: Tensor, components: Tensor) -> Tensor:
+        return x * self.whitening[components]
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         precision = self.whitening.square()
         coefficients = torch.cat([-2 * precision * means, precision], dim=1)
         return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp(min=0)
-
-    def part_of_mahalanobis(self, part: int, component: int, features: Tensor, mean: Tensor) -> Tensor:
-        return ((features[:, : len(mean)] - mean) * self.whitening[component]).square().sum(1)
-
-    def apart(self, means: Tensor) -> list[int]:
-        far = (self.whitening * means).square().mean(1) > EXPANDED_LIMIT
-        components: list[int] = far.nonzero()[:, 0].tolist()
-        return components if len(components) <= MOST_APART else []
-
-    def reference(self, means: Tensor) -> Tensor:
-        reference, apart = torch.zeros_like(means), self.apart(means)
-        reference[apart] = means[apart]
-        return reference
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -log64(self.whitening).sum(1)
@@ -72,11 +64,7 @@ class DiagonalScale(Scale):
         weight: Tensor,
         means: Tensor,
     ) -> None:
-        moments = cross_moments(weight, features)
-        for k in self.apart(means):
-            rows = weight[:, k].nonzero()[:, 0]
-            centred = features[rows, : means.shape[1]] - means[k]
-            moments[k] = cross_moments(weight[rows, k, None], self.features(centred))[0]
+        moments = self.moments(features, weight, means)
         first += moments[:, : first.shape[1]]
         scatter += moments[:, first.shape[1] :]
 

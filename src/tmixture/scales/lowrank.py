@@ -78,8 +78,12 @@ class LowRankScale(Scale):
         return covariance @ whitened.mT * exact(self.whitening)[:, None, :], covariance
 
     @staticmethod
-    def features(x: Tensor) -> Tensor:
-        return DiagonalScale.features(x)
+    def width(n_features: int) -> int:
+        return DiagonalScale.width(n_features)
+
+    @staticmethod
+    def further_features(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return DiagonalScale.further_features(x, out)
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         K, d, q = self.loadings.shape

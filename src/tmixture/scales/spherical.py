@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, cross_moments, log64
+from tmixture.scales.base import log64
+from tmixture.scales.expanded import ExpandedScale
 
 
 @dataclass(frozen=True)
-class SphericalScale(Scale):
+class SphericalScale(ExpandedScale):
     """Σ_k = I/whitening_k².
 
     With features [x, ‖x‖²], distances and statistics of a chunk are one matrix product each.
@@ -27,8 +28,15 @@ class SphericalScale(Scale):
     constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
 
     @staticmethod
-    def features(x: Tensor) -> Tensor:
-        return torch.cat([x, x.square().sum(1, keepdim=True)], dim=1)
+    def width(n_features: int) -> int:
+        return n_features + 1
+
+    @staticmethod
+    def further_features(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.sum(x.square(), dim=1, keepdim=True, out=out)
+
+    def whiten(self, x: Tensor, components: Tensor) -> Tensor:
+        return x * self.whitening[components, None]
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         precision = self.whitening.square()[:, None]
@@ -57,7 +65,7 @@ class SphericalScale(Scale):
         weight: Tensor,
         means: Tensor,
     ) -> None:
-        moments = cross_moments(weight, features)
+        moments = self.moments(features, weight, means)
         first += moments[:, :-1]
         scatter += moments[:, -1]
 
