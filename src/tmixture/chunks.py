@@ -18,6 +18,9 @@ Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
 # Elements of one chunk-sized temporary: 32 MB in float32, or 8 MB where it should stay in a CPU's caches.
 CHUNK_ELEMENTS = 2**23
 CACHED_ELEMENTS = 2**21
+# On a GPU the chunk-sized temporaries of an E-step, about so many, may take this share of the free memory.
+TEMPORARIES, MEMORY_SHARE = 12, 0.25
+LARGEST_CHUNK = 2**18
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,18 @@ def chunk_size(n_components: int, n_features: int, *, cached: bool = False) -> i
     width = max(n_components, n_features)
     size = max(256, min(16384, CHUNK_ELEMENTS // width))
     return min(size, max(2048, CACHED_ELEMENTS // width)) if cached else size
+
+
+def gpu_chunk_size(n_components: int, n_features: int, device: torch.device) -> int:
+    """Rows per chunk that a GPU has memory for: fewer launches of kernels, and the same result but for rounding.
+
+    A power of two, so that little more or less free memory leaves the chunks, and the last digits, as they are.
+    """
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    row = 4 * TEMPORARIES * max(n_components, 2 * n_features)
+    rows = min(max(256, int(MEMORY_SHARE * free) // row), LARGEST_CHUNK)
+    return 1 << (rows.bit_length() - 1)
 
 
 def as_tensor(batch: Tensor | np.ndarray) -> Tensor:

@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from tmixture import candidates, diagnostics, em, files, initialization, sampling, validation
 from tmixture import distributed as communication
-from tmixture.chunks import Chunk, Chunks, Data, check_finite, chunk_size
+from tmixture.chunks import Chunk, Chunks, Data, check_finite, chunk_size, gpu_chunk_size
 from tmixture.density import Density, working_dtype
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.scales import STRUCTURES, Scale
@@ -690,9 +690,12 @@ class StudentTMixture(nn.Module):
 
     @property
     def _fitting_chunk_size(self) -> int:
+        sizes = (self.n_components * (self.rank or 1), self.n_features)
+        if self.means.is_cuda:
+            return gpu_chunk_size(*sizes, self.means.device)
         # Small on a CPU, but where chunks update K matrices, it is better to do so less often.
         cached = self.means.device.type == "cpu" and self.covariance_type != "full"
-        return chunk_size(self.n_components * (self.rank or 1), self.n_features, cached=cached)
+        return chunk_size(*sizes, cached=cached)
 
     @property
     def _has_company(self) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmixture import StudentTMixture
-from tmixture.chunks import Chunks, chunk_size
+from tmixture.chunks import Chunks, chunk_size, gpu_chunk_size
 
 CPU = torch.device("cpu")
 
@@ -130,3 +130,15 @@ def test_weights_cannot_belong_to_the_rows_of_a_shuffled_loader():
     with pytest.raises(ValueError, match="shuffle=True"):
         mixture.fit(loader, torch.ones(40))
     assert mixture.fit(loader).fitted
+
+
+@pytest.mark.parametrize("gigabytes", [0.01, 1.0, 16.0, 80.0])
+def test_the_chunks_of_a_gpu_follow_its_free_memory(monkeypatch, gigabytes):
+    """All temporaries together stay well below it; blocks that torch keeps for itself count as free."""
+    free = int(gigabytes * 1e9)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free // 2, 100 * free))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: free)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: free // 2)
+    rows = gpu_chunk_size(40, 512, torch.device("cuda"))
+    assert rows == 256 or 4 * 10 * rows * (2 * 512 + 40) < free / 2
+    assert rows == {0.01: 256, 1.0: 4096, 16.0: 65536, 80.0: 262144}[gigabytes]
