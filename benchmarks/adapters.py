@@ -29,12 +29,14 @@ class Adapter:
         law: "t" or "Gaussian".
         fit: fits a problem for at most a number of iterations.
         covariances: the structures it has.
+        on_gpu: whether it can work on a GPU.
     """
 
     package: str
     law: str
     fit: Callable[[Problem, int], History]
     covariances: tuple[str, ...] = ("diag", "full")
+    on_gpu: bool = False
 
 
 def ours(problem: Problem, max_iter: int, **settings: Any) -> History:
@@ -48,8 +50,9 @@ def ours(problem: Problem, max_iter: int, **settings: Any) -> History:
         covariance_type=problem.covariance,
         **{"dof": DOF, "reg_covar": problem.regularization, "warm_start": True, "tol": 0.0, **settings},
         max_iter=max_iter,
+        device=problem.device,
     )
-    return mixture.fit(problem.x).history_
+    return mixture.fit(problem.on_device(problem.x)).history_
 
 
 def ours_classic(problem: Problem, max_iter: int) -> History:
@@ -87,7 +90,7 @@ def sklearn_array_api(problem: Problem, max_iter: int) -> History:
     from sklearn import config_context
 
     with config_context(array_api_dispatch=True):
-        return sklearn(problem, max_iter, lambda array: torch.from_numpy(np.float32(array)))
+        return sklearn(problem, max_iter, lambda array: problem.on_device(np.float32(array)))
 
 
 def tgmm(problem: Problem, max_iter: int, name: str = "StudentTMixture", **settings: Any) -> History:
@@ -98,15 +101,15 @@ def tgmm(problem: Problem, max_iter: int, name: str = "StudentTMixture", **setti
         K,
         d,
         covariance_type=problem.covariance,
-        init_means=torch.from_numpy(problem.means),
-        init_covariances=torch.from_numpy(problem.scales()),
+        init_means=problem.on_device(problem.means),
+        init_covariances=problem.on_device(problem.scales()),
         reg_covar=problem.regularization,
         max_iter=max_iter,
         tol=1e-300,
-        device="cpu",
+        device=problem.device,
         **settings,
     )
-    mixture.fit(torch.from_numpy(problem.x))
+    mixture.fit(problem.on_device(problem.x))
     return [float(value) for value in mixture.log_likelihood_history_]
 
 
@@ -174,16 +177,16 @@ def _inverse(scales: np.ndarray) -> np.ndarray:
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "tmixture": Adapter("tmixture", "t", ours),
-    "tmixture, ν=∞": Adapter("tmixture", "Gaussian", ours_gaussian),
-    "tgmm StudentTMixture": Adapter("tgmm", "t", tgmm_t),
+    "tmixture": Adapter("tmixture", "t", ours, on_gpu=True),
+    "tmixture, ν=∞": Adapter("tmixture", "Gaussian", ours_gaussian, on_gpu=True),
+    "tgmm StudentTMixture": Adapter("tgmm", "t", tgmm_t, on_gpu=True),
     "studenttmixture": Adapter("studenttmixture", "t", studenttmixture, ("full",)),
     "pomegranate StudentT": Adapter("pomegranate", "t", pomegranate_t, ("diag",)),
     "scikit-learn float64": Adapter("scikit-learn", "Gaussian", sklearn_float64),
     "scikit-learn float32": Adapter("scikit-learn", "Gaussian", sklearn),
-    "scikit-learn float32, torch": Adapter("scikit-learn", "Gaussian", sklearn_array_api),
+    "scikit-learn float32, torch": Adapter("scikit-learn", "Gaussian", sklearn_array_api, on_gpu=True),
     "torchgmm": Adapter("torchgmm", "Gaussian", torchgmm),
-    "tgmm GaussianMixture": Adapter("tgmm", "Gaussian", tgmm_gaussian),
+    "tgmm GaussianMixture": Adapter("tgmm", "Gaussian", tgmm_gaussian, on_gpu=True),
     "pomegranate Normal": Adapter("pomegranate", "Gaussian", pomegranate),
 }
 

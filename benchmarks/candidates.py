@@ -3,16 +3,19 @@
     OMP_NUM_THREADS=1 python benchmarks/candidates.py                        # K = 4096, d = 256, N = 200 000
     OMP_NUM_THREADS=1 python benchmarks/candidates.py --kind network         # rows without clusters
 
-Prints a Markdown table. All fits start from the same five iterations of k-means and take turns in one process. Times
-are CPU seconds of all threads: on a machine that is busy with other things their ratios still hold. An iteration is
-the difference between fits of several iterations and of one: initialisation and the first search are left out.
+Prints a Markdown table, and keeps it in `CANDIDATES.md`. All fits start from the same five iterations of k-means and
+take turns in one process. Times are CPU seconds of all threads: on a machine that is busy with other things their
+ratios still hold. An iteration is the difference between fits of several iterations and of one: initialisation and the
+first search are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import time
 import warnings
+from pathlib import Path
 
 import faiss
 import torch
@@ -41,6 +44,16 @@ def network(rows: int, arguments: argparse.Namespace, seed: int) -> Tensor:
     x = torch.relu(torch.randn(rows, 32, generator=draw) @ inner) @ outer
     return torch.nn.functional.normalize(x - x.mean(0), dim=1)
 
+
+HEADER = """\
+# Thousands of components
+
+`max_candidates` beside the exact E-step: {kind}, N = {rows}, d = {features}, K = {components}, {covariance_type}
+scales, ν = {dof:g}, {iterations} iterations. CPU seconds of all threads. By `benchmarks/candidates.py`, {date}; torch
+{torch}.
+
+| candidates | s/iteration | speed-up | bound | held-out log-likelihood | difference | disagreement |
+|---|---:|---:|---:|---:|---:|---:|"""
 
 KINDS = {"clusters": clusters, "network": network}
 
@@ -74,6 +87,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--dof", type=float, default=4.0)
     parser.add_argument("--covariance-type", default="diag")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("CANDIDATES.md"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.simplefilter("ignore", RuntimeWarning)  # of components started anew
@@ -84,11 +98,7 @@ def main() -> None:
     clustering = faiss.Kmeans(arguments.features, arguments.components, niter=5, seed=0, max_points_per_centroid=len(x))
     clustering.train(x.numpy())
     means = torch.from_numpy(clustering.centroids)
-    print(
-        "| candidates | s/iteration | speed-up | bound | held-out log-likelihood | difference | disagreement |",
-        flush=True,
-    )
-    print("|---|---|---|---|---|---|---|")
+    lines = [HEADER.format(**vars(arguments), date=datetime.date.today().isoformat(), torch=torch.__version__)]
     exact_seconds = exact_score = None
     for n_candidates in (None, *arguments.candidates):
         first = fit(x, means, n_candidates, 1, arguments)[1]
@@ -97,11 +107,12 @@ def main() -> None:
         exact_seconds, exact_score = exact_seconds or per_iteration, exact_score or score
         difference = (score - exact_score) / abs(exact_score)
         share = "" if mixture.disagreement_ is None else f"{mixture.disagreement_:.2%}"
-        print(
+        lines.append(
             f"| {n_candidates or 'all'} | {per_iteration:.2f} | {exact_seconds / per_iteration:.1f}× "
-            f"| {mixture.history_[-1]:.3f} | {score:.3f} | {difference:+.3%} | {share} |",
-            flush=True,
+            f"| {mixture.history_[-1]:.3f} | {score:.3f} | {difference:+.3%} | {share} |"
         )
+        print(lines[-1], flush=True)
+    arguments.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

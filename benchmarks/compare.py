@@ -26,6 +26,7 @@ CACHE = FOLDER / ".cache"
 SHAPES = [Shape(20_000, 64, 16), Shape(20_000, 512, 40), Shape(235_000, 512, 40)]
 QUICK_SHAPES = [Shape(2_000, 64, 4)]
 CONVERGENCE = [(Shape(2_000, 512, 4), "diag", 400), (Shape(2_000, 128, 4), "full", 200)]
+STRUCTURES = [("spherical", 0), ("diag", 0), ("lowrank", 2), ("lowrank", 8), ("tied", 0), ("full", 0)]
 QUICK_CONVERGENCE = [(Shape(1_000, 64, 4), "diag", 60)]
 
 
@@ -36,16 +37,17 @@ class Runner:
         limit: seconds that one measurement may take.
         only: parts of the names of the measurements to run; empty for all. Others are taken from the cache, if there.
         fresh: whether to forget what was kept.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, limit: float, only: list[str], *, fresh: bool) -> None:
-        self.limit, self.only, self.fresh = limit, only, fresh
+    def __init__(self, limit: float, only: list[str], *, fresh: bool, device: str) -> None:
+        self.limit, self.only, self.fresh, self.device = limit, only, fresh, device
         CACHE.mkdir(exist_ok=True)
 
     def run(self, package: str, measurement: str, *arguments: str) -> dict[str, Any]:
         """The outcome of a measurement: what `measure` printed, or {"failure": why there is none}."""
         name = " ".join([measurement, *(Path(argument).stem for argument in arguments)])
-        key = json.dumps([name, self.limit, sources() if package == "tmixture" else version(package)])
+        key = json.dumps([name, self.device, self.limit, sources() if package == "tmixture" else version(package)])
         path = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         chosen = not self.only or any(part in name for part in self.only)
         if path.exists() and not (self.fresh and chosen):
@@ -53,7 +55,7 @@ class Runner:
         if not chosen:
             return {"failure": "not run"}
         begin = time.perf_counter()
-        result = self._measure(measurement, *arguments)
+        result = self._measure(measurement, self.device, *arguments)
         print(f"{name}: {time.perf_counter() - begin:.1f} s", result.get("failure", ""), flush=True)
         path.write_text(json.dumps({"key": key, "result": result}))
         return result
@@ -79,7 +81,7 @@ def speeds(runner: Runner, shapes: list[Shape]) -> dict[tuple[Shape, str], dict[
             for name, adapter in ADAPTERS.items():
                 before = results.get((shapes[number - 1], covariance), {}).get(name, {}) if number else {}
                 expected = _expected_seconds(before, shapes[number - 1], shape)
-                if covariance not in adapter.covariances:
+                if covariance not in adapter.covariances or (runner.device == "cuda" and not adapter.on_gpu):
                     continue
                 if 3 * expected > runner.limit:
                     rows[name] = {"failure": f"not tried: about {expected:.0f} s per iteration by the shape before"}
@@ -105,6 +107,17 @@ def convergences(runner: Runner, cases: list[tuple[Shape, str, int]]) -> dict[st
     return results
 
 
+def structures(runner: Runner, shape: Shape) -> tuple[Shape, dict[str, dict[str, Any]]]:
+    """Our structures of the scales on one problem, with a fifth of its rows held out."""
+    path = prepare(shape, CACHE)
+    return shape, {
+        covariance if rank == 0 else f"{covariance}, rank={rank}": runner.run(
+            "tmixture", "structure", covariance, str(rank), str(path)
+        )
+        for covariance, rank in STRUCTURES
+    }
+
+
 def commit() -> str:
     """The commit of the working tree, with a mark if it has changes."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
@@ -125,8 +138,9 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="run measurements so named only")
     parser.add_argument("--limit", type=float, default=150.0, help="seconds that one measurement may take")
     parser.add_argument("--fresh", action="store_true", help="measure again what the cache has")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
     arguments = parser.parse_args()
-    runner = Runner(arguments.limit, arguments.only, fresh=arguments.fresh)
+    runner = Runner(arguments.limit, arguments.only, fresh=arguments.fresh, device=arguments.device)
     small, large = ("8", "256") if arguments.quick else ("32", "4096")
     outcome = report.Outcome(
         commit=commit(),
@@ -134,10 +148,12 @@ def main() -> None:
         peaks=runner.run("torch", "peaks"),
         speeds=speeds(runner, QUICK_SHAPES if arguments.quick else SHAPES),
         convergences=convergences(runner, QUICK_CONVERGENCE if arguments.quick else CONVERGENCE),
+        structures=structures(runner, QUICK_SHAPES[0] if arguments.quick else Shape(25_000, 512, 40)),
         in_training=(int(small), runner.run("tmixture", "in_training", small)),
         stage=(int(large), runner.run("tmixture", "stage", large)),
     )
-    path = CACHE / "QUICK.md" if arguments.quick else FOLDER / "RESULTS.md"
+    name = "RESULTS.md" if arguments.device == "cpu" else "RESULTS_GPU.md"
+    path = CACHE / "QUICK.md" if arguments.quick else FOLDER / name
     report.write(outcome, path)
     print(f"wrote {path}")
 

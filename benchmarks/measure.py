@@ -15,18 +15,19 @@ import torch
 
 from benchmarks import training
 from benchmarks.adapters import ADAPTERS, UPDATES, History
-from benchmarks.problems import Problem, load
+from benchmarks.problems import DOF, Problem, load
 
 # The iterations that are timed take at least this long together, unless they would be more than so many.
 TIMED_SECONDS = 3.0
 MOST_ITERATIONS = 64
+STRUCTURE_ITERATIONS = 30
 
 
-def speed(library: str, path: str, covariance: str) -> dict[str, Any]:
+def speed(device: str, library: str, path: str, covariance: str) -> dict[str, Any]:
     """Seconds per iteration, as the slope between two numbers of iterations, and peak memory."""
-    problem, fit = load(Path(path), covariance), ADAPTERS[library].fit
+    problem, fit = load(Path(path), covariance, device), ADAPTERS[library].fit
     _warm_up(fit, problem)
-    before = _reset_peak()
+    before = _reset_peak(device)
     one, _ = _timed(fit, problem, 1)
     if one < TIMED_SECONDS:
         one, _ = _timed(fit, problem, 1)
@@ -34,7 +35,7 @@ def speed(library: str, path: str, covariance: str) -> dict[str, Any]:
     while more - one < TIMED_SECONDS and extra < MOST_ITERATIONS:
         extra *= 4
         more, history = _timed(fit, problem, 1 + extra)
-    peak = _memory("VmHWM")
+    peak = _peak(device)
     return {
         "seconds": (more - one) / extra,
         "iterations": extra,
@@ -45,34 +46,68 @@ def speed(library: str, path: str, covariance: str) -> dict[str, Any]:
     }
 
 
-def convergence(library: str, path: str, covariance: str, most: str) -> dict[str, Any]:
+def convergence(device: str, library: str, path: str, covariance: str, most: str) -> dict[str, Any]:
     """The log-likelihoods of a long run, and its seconds."""
-    problem, fit = load(Path(path), covariance), UPDATES[library].fit
+    problem, fit = load(Path(path), covariance, device), UPDATES[library].fit
     _warm_up(fit, problem)
     seconds, history = _timed(fit, problem, int(most))
     return {"history": history, "seconds": seconds}
 
 
-def peaks() -> dict[str, float]:
+def structure(device: str, covariance: str, rank: str, path: str) -> dict[str, Any]:
+    """A fit with one structure of the scales: seconds per iteration, and the log-likelihood of rows held out."""
+    from tmixture import StudentTMixture
+
+    problem = load(Path(path), "full", device)
+    x, held_out = problem.on_device(problem.x).split([len(problem.x) * 4 // 5, len(problem.x) // 5])
+    K, d = problem.means.shape
+    settings: dict[str, Any] = {"rank": int(rank)} if covariance == "lowrank" else {}
+    if covariance == "full":
+        settings["reg_covar"] = problem.regularization
+
+    def fit(max_iter: int) -> StudentTMixture:
+        mixture = StudentTMixture(
+            K, d, dof=DOF, covariance_type=covariance, init=problem.means, max_iter=max_iter, device=device, **settings
+        )
+        return mixture.fit(x)
+
+    fit(1)
+    one, _ = _timed(fit, 1)
+    more, mixture = _timed(fit, STRUCTURE_ITERATIONS)
+    return {
+        "seconds": (more - one) / (mixture.n_iter_ - 1),
+        "iterations": mixture.n_iter_,
+        "parameters": mixture.n_free_parameters,
+        "log_likelihood": mixture.history_[-1],
+        "held_out": mixture.score(held_out),
+    }
+
+
+def peaks(device: str) -> dict[str, float]:
     """What the machine can do at best: matrix products and copies, in 1e9 flop/s and 1e9 bytes/s."""
     size, rates = 2048, {}
     for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
-        a = torch.rand(size, size, dtype=dtype)
-        rates[name] = 2 * size**3 / min(_timed(torch.mm, a, a)[0] for _ in range(8)) / 1e9
-    source = torch.rand(2**26)
+        a = torch.rand(size, size, dtype=dtype, device=device)
+        rates[name] = 2 * size**3 / min(_timed(_finished, torch.mm, a, a)[0] for _ in range(8)) / 1e9
+    source = torch.rand(2**26, device=device)
     target = torch.empty_like(source)
-    rates["copy"] = 2 * 4 * len(source) / min(_timed(target.copy_, source)[0] for _ in range(5)) / 1e9
+    rates["copy"] = 2 * 4 * len(source) / min(_timed(_finished, target.copy_, source)[0] for _ in range(5)) / 1e9
     return rates
 
 
-def in_training(batch: str) -> dict[str, float]:
+def _finished(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> None:
+    """Call the function, and wait for the GPU."""
+    function(*arguments).flatten()[0].item()
+
+
+def in_training(device: str, batch: str) -> dict[str, float]:
     """Seconds of a step of CLIP with a batch of this size, and of the cluster stage beside it."""
-    return {"step": training.clip_step(int(batch)), **training.cluster_stage(int(batch))}
+    return {"step": training.clip_step(int(batch), device), **training.cluster_stage(int(batch), device)}
 
 
-def stage(batch: str) -> dict[str, float]:
+def stage(device: str, batch: str) -> dict[str, float]:
     """Seconds of the cluster stage alone."""
-    return training.cluster_stage(int(batch))
+    return training.cluster_stage(int(batch), device)
 
 
 def _warm_up(fit: Callable[[Problem, int], History], problem: Problem) -> None:
@@ -93,10 +128,18 @@ def _memory(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def _reset_peak() -> int:
-    """Let the peak start from the present memory, and return that in bytes."""
+def _reset_peak(device: str) -> int:
+    """Let the peak start from the present memory of the device, and return that in bytes."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
+
+
+def _peak(device: str) -> int:
+    """The most memory of the device in use since, in bytes."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _memory("VmHWM")
 
 
 def _limit_memory() -> None:
@@ -106,7 +149,7 @@ def _limit_memory() -> None:
 
 
 MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (speed, convergence, peaks, in_training, stage)
+    function.__name__: function for function in (speed, convergence, structure, peaks, in_training, stage)
 }
 
 if __name__ == "__main__":

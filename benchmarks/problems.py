@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ class Problem:
         variance: of the start's isotropic scales: the mean variance of the data.
         covariance: "diag" or "full".
         regularization: added to the scale diagonals.
+        device: where to fit.
     """
 
     x: np.ndarray
@@ -43,6 +44,11 @@ class Problem:
     variance: float
     covariance: str
     regularization: float
+    device: str = "cpu"
+
+    def on_device(self, array: np.ndarray) -> Tensor:
+        """A tensor of the same numbers where they are to be worked on."""
+        return torch.from_numpy(array).to(self.device)
 
     def scales(self) -> np.ndarray:
         """The start's scales, (K, d) of diagonals or (K, d, d), float32."""
@@ -53,7 +59,7 @@ class Problem:
     def head(self) -> Problem:
         """The first rows alone, for a warm-up."""
         K, d = self.means.shape
-        return Problem(self.x[: max(8 * K, 4 * d)], self.means, self.variance, self.covariance, self.variance)
+        return replace(self, x=self.x[: max(8 * K, 4 * d)], regularization=self.variance)
 
 
 def embeddings(shape: Shape) -> Tensor:
@@ -98,7 +104,7 @@ def prepare(shape: Shape, folder: Path) -> Path:
     return path
 
 
-def load(path: Path, covariance: str) -> Problem:
+def load(path: Path, covariance: str, device: str) -> Problem:
     """The problem in a file.
 
     The regularization is relative to the data's mean variance: 1e-6 of it, and 1e-2 of it for full scales in 128 or
@@ -108,4 +114,4 @@ def load(path: Path, covariance: str) -> Problem:
         x, means = file["x"], file["means"]
     variance = float(x[:20000].var(axis=0).mean())
     relative = 1e-2 if covariance == "full" and x.shape[1] >= 128 else 1e-6
-    return Problem(x, means, variance, covariance, relative * variance)
+    return Problem(x, means, variance, covariance, relative * variance, device)

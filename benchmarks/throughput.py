@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from tmixture.chunks import Chunks, chunk_size
+from tmixture.chunks import Chunks, chunk_size, gpu_chunk_size
 from tmixture.em import Rules, expectation, maximization
 from tmixture.initialization import isotropic
 from tmixture.scales import STRUCTURES
@@ -30,7 +30,9 @@ def rows_per_second(structure: str, n_components: int, rows: int, device: torch.
     centres = torch.randn(n_components, FEATURES, generator=generator, device=device)
     labels = torch.randint(n_components, (rows,), generator=generator, device=device)
     x = torch.nn.functional.normalize(centres[labels] + torch.randn(rows, FEATURES, generator=generator, device=device))
-    chunks = Chunks(x, FEATURES, device, chunk_size(n_components, FEATURES))
+    sizes = (n_components, FEATURES)
+    rows_at_a_time = gpu_chunk_size(*sizes, device) if device.type == "cuda" else chunk_size(*sizes)
+    chunks = Chunks(x, FEATURES, device, rows_at_a_time)
     dof = torch.full((n_components,), 4.0, device=device)
     start = isotropic(torch.nn.functional.normalize(centres), STRUCTURES[structure], dof, 0.5 / FEATURES)
     rules = Rules("px", False, (0.5, 200.0), 1e-8)

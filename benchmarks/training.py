@@ -17,14 +17,14 @@ FEATURES = 512
 REPEATS = 5
 
 
-def cluster_stage(batch: int) -> dict[str, float]:
+def cluster_stage(batch: int, device: str) -> dict[str, float]:
     """Seconds of one call of `ClusterTripletLoss` with its defaults in train mode, and of the backward pass.
 
     That is: normalisation and checks of the batch, the update of the mixture by `partial_fit`, the pseudo-labels before
     and after it, the mining of semi-hard triplets, the loss, and its gradient in the embeddings.
     """
-    loss_fn = ClusterTripletLoss(n_components=COMPONENTS, embedding_size=FEATURES)
-    rows = embeddings(Shape(max(20 * COMPONENTS, (REPEATS + 2) * batch), FEATURES, COMPONENTS))
+    loss_fn = ClusterTripletLoss(n_components=COMPONENTS, embedding_size=FEATURES).to(device)
+    rows = embeddings(Shape(max(20 * COMPONENTS, (REPEATS + 2) * batch), FEATURES, COMPONENTS)).to(device)
     loss_fn(rows[: 20 * COMPONENTS])  # the first fit
     batches = iter(rows.split(batch))
 
@@ -34,20 +34,20 @@ def cluster_stage(batch: int) -> dict[str, float]:
     return {"stage": _median_seconds(step), "triplets": loss_fn.statistics["tuples"]}
 
 
-def clip_step(batch: int) -> float:
+def clip_step(batch: int, device: str) -> float:
     """Seconds of one training step of a randomly initialised ViT-B/32 CLIP of Hugging Face, float32 and AdamW."""
     from transformers import CLIPConfig, CLIPModel
 
-    model = CLIPModel(CLIPConfig()).train()
+    model = CLIPModel(CLIPConfig()).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
-    images = torch.randn(batch, 3, size, size)
-    tokens = torch.randint(1, 1000, (batch, length))
+    images = torch.randn(batch, 3, size, size, device=device)
+    tokens = torch.randint(1, 1000, (batch, length), device=device)
 
     def step() -> None:
         optimizer.zero_grad()
         logits: Tensor = model(input_ids=tokens, pixel_values=images).logits_per_image
-        target = torch.arange(batch)
+        target = torch.arange(batch, device=device)
         cross_entropy = torch.nn.functional.cross_entropy
         ((cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2).backward()
         optimizer.step()
@@ -56,10 +56,13 @@ def clip_step(batch: int) -> float:
 
 
 def _median_seconds(step: Callable[[], None], repeats: int = REPEATS) -> float:
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     step()
     seconds = []
     for _ in range(repeats):
+        wait()
         begin = time.perf_counter()
         step()
+        wait()
         seconds.append(time.perf_counter() - begin)
     return median(seconds)
