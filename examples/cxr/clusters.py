@@ -12,12 +12,16 @@ from cxr.arms import Arm
 from losses import ClusterTripletLoss, ClusterWeights, ReleasedClusterLoss, inverse
 from tmixture import StudentTMixture
 
+# A sample of a rare cluster, or an outlier, counts at most so many times as much as the median sample.
+WEIGHT_LIMIT = 5.0
+
 
 class ClusterStage(nn.Module):
     """What an arm adds to the contrastive loss of a batch.
 
     The mixture is fitted to the training part before the first epoch (the paper's 40 components cannot be fitted to a
-    batch of 32), and again at the end of every epoch to the features seen in it.
+    batch of 32), and again at the end of every epoch to the features seen in it. Sample weights have a mean of one over
+    the same features, as label weights have over the training part: a batch of rare samples counts for more.
 
     Args:
         arm: what to do with the clusters.
@@ -33,7 +37,7 @@ class ClusterStage(nn.Module):
         width = 2 * embedding_size if arm.features == "joint" else embedding_size
         mixture = StudentTMixture(n_components, width, dof=dof, generator=seed)
         self.metric = ClusterTripletLoss(mixture, margin=arm.margin, refit="external")
-        self.weights = ClusterWeights(mixture, mass=inverse(arm.mass_exponent), outlier=True)
+        self.weights = ClusterWeights(mixture, mass=inverse(arm.mass_exponent), outlier=True, limit=WEIGHT_LIMIT)
         self.released = ReleasedClusterLoss(seed=seed)
         self.seen: list[Tensor] = []
 
@@ -43,7 +47,7 @@ class ClusterStage(nn.Module):
         return self.metric.mixture
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (B,) with mean one for the contrastive loss, and the metric loss, from embeddings (B, d)."""
+        """Weights (B,) of the contrastive loss's terms, and the metric loss, from embeddings (B, d)."""
         ones = torch.ones(len(images), device=images.device)
         if self.arm.released:
             return ones, self.released(images, texts)
@@ -71,13 +75,19 @@ class ClusterStage(nn.Module):
     def fit(self, images: Tensor, texts: Tensor) -> None:
         """Fit the mixture to embeddings (n, d) of the training part."""
         if not self.arm.released:
-            self.metric.end_epoch(self.features(images, texts))
+            self._fit(self.features(images, texts))
+
+    def _fit(self, features: Tensor) -> float:
+        """Fit the mixture, and what depends on it; returns the share of the rows that changed their cluster."""
+        churn = self.metric.end_epoch(features)
+        self.weights.calibrate(features)
+        return churn
 
     def end_epoch(self) -> dict[str, float]:
         """Refit the mixture to the epoch's features; returns statistics of the clusters."""
         if self.arm.released:
             return {}
-        churn = self.metric.end_epoch(torch.cat(self.seen).to(self.mixture.means.device))
+        churn = self._fit(torch.cat(self.seen).to(self.mixture.means.device))
         self.seen = []
         statistics = {**self.metric.statistics, "churn": churn}
         return {f"cluster_{name}": float(value) for name, value in statistics.items()}
@@ -88,10 +98,11 @@ class ClusterStage(nn.Module):
             return np.full(len(images), -1)
         return self.mixture.predict(self.features(images, texts)).cpu().numpy()
 
-    def get_extra_state(self) -> Tensor:
-        """The features of an unfinished epoch, for an exact resume."""
-        return torch.cat(self.seen) if self.seen else torch.empty(0, self.mixture.n_features)
+    def get_extra_state(self) -> dict[str, Tensor | None]:
+        """The features of an unfinished epoch and the scale of the weights, for an exact resume."""
+        return {"seen": torch.cat(self.seen) if self.seen else None, "calibration": self.weights.calibration}
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
         """Restore what `get_extra_state` gave."""
-        self.seen = [state] if len(state) else []
+        self.seen = [] if state["seen"] is None else [state["seen"].cpu()]
+        self.weights.calibration = state["calibration"]

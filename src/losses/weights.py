@@ -75,10 +75,16 @@ class ClusterWeights:
         mass: "inverse", "inverse_log", "effective_number", a function such as `inverse(0.5)`, or None.
         outlier: whether to divide by u.
         confidence: whether to multiply by r; a number is a threshold.
+        limit: how many times larger or smaller than their median the first two factors may be together, at most; None
+            for any number. A stray row far from everything would else outweigh a whole batch.
+
+    Attributes:
+        calibration: (2,) the median of the first two factors and the mean of the weights over the rows of `calibrate`,
+            or None.
 
     Examples:
         >>> mixture = StudentTMixture(3, 2, generator=0).fit(torch.randn(100, 2))
-        >>> weights = ClusterWeights(mixture, mass=inverse(0.5))
+        >>> weights = ClusterWeights(mixture, mass=inverse(0.5), limit=5)
         >>> weights(torch.randn(32, 2)).mean()
         tensor(1.)
     """
@@ -90,42 +96,78 @@ class ClusterWeights:
         mass: FrequencyName | Frequency | None = None,
         outlier: bool = True,
         confidence: bool | float = False,
+        limit: float | None = None,
     ) -> None:
+        if limit is not None and not limit > 1:
+            raise ValueError(f"limit must be larger than 1, or None, got {limit}")
         self.mixture = mixture
         self.mass = None if mass is None else _frequency(mass, "mass")
         self.outlier = outlier
         self.confidence = confidence
+        self.limit = limit
+        self.calibration: Tensor | None = None
 
     def __repr__(self) -> str:
         mass = None if self.mass is None else _frequency_name(self.mass)
-        return f"ClusterWeights(mass={mass}, outlier={self.outlier}, confidence={self.confidence})"
+        limit = "" if self.limit is None else f", limit={self.limit}"
+        return f"ClusterWeights(mass={mass}, outlier={self.outlier}, confidence={self.confidence}{limit})"
 
     def under(self, mixture: StudentTMixture) -> ClusterWeights:
         """The same weights from another mixture."""
-        return ClusterWeights(mixture, mass=self.mass, outlier=self.outlier, confidence=self.confidence)
+        return ClusterWeights(
+            mixture, mass=self.mass, outlier=self.outlier, confidence=self.confidence, limit=self.limit
+        )
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
         """Weights (n,) of rows (n, d) as the mixture takes them; their mean is one over the rows given together.
 
-        For a mean of one over a data set, give all of it. If no row is above a threshold, all weights are zero.
+        For a mean of one over a data set, give all of it, or `calibrate` on it before giving batches. If no row is
+        above a threshold, all weights are zero.
         """
         if not bool(self.mixture.fitted):
             return torch.ones(len(features), device=features.device)
-        return _with_mean_one(torch.cat([self._product(block) for block in features.split(BLOCK_ROWS)]))
+        emphasis, trust = self._factors(features)
+        median, mean = self._measure(emphasis, trust) if self.calibration is None else self.calibration.to(emphasis)
+        return self._limited(emphasis, median) * trust / torch.where(mean > 0, mean, 1.0)
 
-    def _product(self, features: Tensor) -> Tensor:
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> ClusterWeights:
+        """From now on give weights relative to these rows (n, d), over which their mean is one; returns itself.
+
+        So a batch of heavy samples moves a model more than one of light samples. To be repeated when the mixture or the
+        features have changed, as once in an epoch.
+        """
+        if bool(self.mixture.fitted):
+            self.calibration = self._measure(*self._factors(features))
+        return self
+
+    def _factors(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass × outlier factor, and confidence: both (n,)."""
+        blocks = [self._block_factors(block, len(features)) for block in features.split(BLOCK_ROWS)]
+        emphasis, trust = zip(*blocks)
+        return torch.cat(emphasis), torch.cat(trust)
+
+    def _block_factors(self, features: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
         responsibility, labels = self.mixture(features).max(1)
-        weights = torch.ones_like(responsibility)
+        emphasis = trust = torch.ones_like(responsibility)
         if self.mass is not None:
-            weights = weights * self.mass(self._counts(len(features)))[labels].to(weights)
+            emphasis = emphasis * self.mass(self._counts(n_rows))[labels].to(emphasis)
         if self.outlier:
-            weights = weights / self.mixture.outlier_weights(features).gather(1, labels[:, None])[:, 0]
+            emphasis = emphasis / self.mixture.outlier_weights(features).gather(1, labels[:, None])[:, 0]
         if self.confidence is True:
-            weights = weights * responsibility
+            trust = responsibility
         elif self.confidence is not False:
-            weights = weights * (responsibility >= self.confidence)
-        return weights
+            trust = (responsibility >= self.confidence).to(responsibility)
+        return emphasis, trust
+
+    def _measure(self, emphasis: Tensor, trust: Tensor) -> Tensor:
+        """The median of the emphasis, and the mean of the weights: (2,)."""
+        median = emphasis.median()
+        return torch.stack([median, (self._limited(emphasis, median) * trust).mean()])
+
+    def _limited(self, emphasis: Tensor, median: Tensor) -> Tensor:
+        return emphasis if self.limit is None else emphasis.clamp(median / self.limit, median * self.limit)
 
     def _counts(self, n_rows: int) -> Tensor:
         """Samples per cluster, of those the mixture has seen; of the rows asked about if it was never fitted to any."""
@@ -213,8 +255,3 @@ def _frequency_name(frequency: Frequency) -> str:
         arguments = ", ".join(f"{name}={value}" for name, value in frequency.keywords.items())
         return f"{frequency.func.__name__.removeprefix('_')}({arguments})"
     return getattr(frequency, "__name__", repr(frequency)).removeprefix("_")
-
-
-def _with_mean_one(weights: Tensor) -> Tensor:
-    mean = weights.mean()
-    return weights / torch.where(mean > 0, mean, 1.0)

@@ -56,6 +56,44 @@ def test_mass_weights_follow_the_number_of_samples_in_the_cluster(mixture, x, na
     np.testing.assert_allclose(own.numpy(), weights.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("confidence", [False, 0.9])
+def test_a_limit_holds_weights_near_their_median(mixture, x, confidence):
+    """One stray row takes neither all of the weight nor, by the mean, that of the others."""
+    x[0] = 1e4
+    weights = ClusterWeights(mixture, mass=inverse(0.5), confidence=confidence, limit=3)(x).numpy()
+    factor = ClusterWeights(mixture, mass=inverse(0.5))(x).numpy()
+    assert factor.max() > 30 > 3 * 3 >= weights.max() / weights[weights > 0].min()
+    trust = 1 if confidence is False else (mixture(x).amax(1) >= confidence).numpy()
+    median = np.sort(factor)[(len(x) - 1) // 2]
+    expected = trust * factor.clip(median / 3, median * 3)
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [None, 2.0])
+def test_calibrated_weights_do_not_depend_on_the_batch(mixture, x, limit):
+    """Batches get what the whole data set would have given their rows."""
+    weights = ClusterWeights(mixture, mass=inverse(0.5), limit=limit)
+    whole = weights(x)
+    batches = torch.cat([weights(batch) for batch in x.split(7)])
+    assert not torch.allclose(batches, whole, rtol=1e-2)
+    assert weights.calibrate(x) is weights
+    torch.testing.assert_close(torch.cat([weights(batch) for batch in x.split(7)]), whole)
+    assert weights.under(mixture).calibration is None  # another mixture, another scale
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.5, -1.0, float("nan")])
+def test_a_limit_that_is_none_is_refused(mixture, limit):
+    with pytest.raises(ValueError, match="limit must be larger than 1, or None, got"):
+        ClusterWeights(mixture, limit=limit)
+
+
+def test_an_unfitted_mixture_calibrates_nothing(x):
+    weights = ClusterWeights(StudentTMixture(3, 6), limit=5).calibrate(x)
+    assert weights.calibration is None
+    assert weights(x).equal(torch.ones(len(x)))
+    assert len(weights(x[:0])) == 0
+
+
 def test_a_confidence_threshold_drops_what_is_below(mixture, x):
     responsibility = mixture(x).amax(1)
     threshold = float(responsibility.median())
