@@ -19,6 +19,13 @@ FIGURES, ASSETS = DOCS / "figures", DOCS / "assets"
 SOURCES = DOCS.parent / "src"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
+# What latex2mathml takes for a name or an operator and is not: it would be set with the wrong space around it.
+CORRECTIONS = {
+    "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",  # \sim
+    "<mo>&#x0221E;</mo>": "<mi>&#x0221E;</mi>",  # \infty
+    "<mo>max</mo>": "<mi>max</mi>",
+}
+
 
 def on_pre_build(config: Any) -> None:
     """Bring in the font of the formulas, and draw the figures that are missing or older than their script or `src`."""
@@ -45,6 +52,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _mathml(formula: re.Match[str]) -> str:
     tag, tex = formula.group(1), html.unescape(formula.group(2))
-    if tag == "span":
-        return latex2mathml.converter.convert(tex)
-    return f'<div class="formula">{latex2mathml.converter.convert(tex, display="block")}</div>'
+    mathml = latex2mathml.converter.convert(tex, display="inline" if tag == "span" else "block")
+    for wrong, right in CORRECTIONS.items():
+        mathml = mathml.replace(wrong, right)
+    return mathml if tag == "span" else f'<div class="formula">{mathml}</div>'

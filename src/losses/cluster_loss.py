@@ -217,7 +217,7 @@ class ClusterLoss(BaseMetricLossFunction):
                 of several processes, each gives its own part. None for the memory.
 
         Returns:
-            Churn: the share of the points whose cluster changed.
+            The churn, which is the share of the points whose cluster changed.
         """
         if self.refit == "per-batch":
             raise RuntimeError("with refit='per-batch' no mixture outlives its batch: there is nothing to fit")

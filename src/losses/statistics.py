@@ -27,13 +27,12 @@ class LossStatistics:
     def read(self) -> dict[str, float]:
         """The numbers to log.
 
-        Returns:
-            tuples: as above.
-            active_clusters: number of clusters with a point.
-            perplexity: exp of the entropy of the cluster frequencies: the number of clusters of equal size that would
-                be as diverse.
-            confidence: mean responsibility of the assigned components.
-            churn: as above.
+        - `tuples`: as above.
+        - `active_clusters`: number of clusters with a point.
+        - `perplexity`: exp of the entropy of the cluster frequencies: the number of clusters of equal size that would
+          be as diverse.
+        - `confidence`: mean responsibility of the assigned components.
+        - `churn`: as above.
         """
         statistics = dict.fromkeys(("tuples", "active_clusters", "perplexity", "confidence", "churn"), 0.0)
         statistics.update(tuples=float(self.tuples), churn=float(self.churn))

@@ -29,6 +29,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     Raises:
         ValueError: the file was not written by `StudentTMixture.save`.
     """
+    if os.path.isdir(path):
+        raise ValueError(f"{path} holds no StudentTMixture: it is a folder")
     try:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:

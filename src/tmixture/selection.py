@@ -18,7 +18,18 @@ Criterion = Literal["bic", "aic", "icl"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One fitted number of components, with its criteria; smaller is better."""
+    """One fitted number of components, with its criteria; smaller is better.
+
+    Attributes:
+        n_components: K.
+        log_likelihood: the mean per unit of sample weight.
+        n_free_parameters: p of the criteria.
+        bic: the Bayesian information criterion.
+        aic: Akaike's.
+        icl: the integrated completed likelihood.
+        n_iter: number of M-steps.
+        converged: whether the fit converged.
+    """
 
     n_components: int
     log_likelihood: float

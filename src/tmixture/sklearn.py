@@ -58,8 +58,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         n_iter_: number of M-steps.
         converged_: whether the fit converged; a `ConvergenceWarning` says so if not.
         lower_bound_: mean log-likelihood of the training data per unit of sample weight.
-        n_features_in_: d.
-        feature_names_in_: names of the features, if the training data had any.
+        n_features_in_ (int): d.
+        feature_names_in_ (ndarray): names of the features, if the training data had any.
 
     Examples:
         >>> X = np.random.default_rng(0).normal(size=(500, 2))
@@ -152,7 +152,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         return self._apply(lambda block: self.mixture_.responsibilities(block), self._checked(X))
 
     def outlier_weights(self, X: Any) -> np.ndarray:
-        """U = (ν+d)/(ν+δ), (N, K): near 1 for ordinary points of a component, near 0 for points far from it."""
+        """Outlier weights u = (ν+d)/(ν+δ), (N, K): near 1 for ordinary points of a component, near 0 far from it."""
         return self._apply(lambda block: self.mixture_.outlier_weights(block), self._checked(X))
 
     def score_samples(self, X: Any) -> np.ndarray:

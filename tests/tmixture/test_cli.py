@@ -354,6 +354,8 @@ def test_other_errors(folder, capsys):
         (("fit", folder, "-k", 2, "-o", path, "--name", "other"), "name one of its arrays (--name): rows"),
         (("predict", path, folder), "mixture.safetensors does not exist"),
         (("describe", folder / "c.safetensors"), "holds no StudentTMixture"),
+        (("describe", folder), "holds no StudentTMixture: it is a folder"),
+        (("fit", folder, "-k", 2, "-o", folder), "holds no StudentTMixture: it is a folder"),
     ):
         assert run(*arguments) == 2
         assert expected in capsys.readouterr().err
