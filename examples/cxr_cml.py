@@ -16,6 +16,7 @@ import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from cxr.evaluation import evaluate
 from cxr.images import ImageStore, decode_images, normalize
 from cxr.losses import Duplicates
 from cxr.report import write_report
-from cxr.reports import excerpts
+from cxr.reports import excerpts, in_turn
 from cxr.results import Result, describe, load_results
 from cxr.splits import Split, holdout, k_fold
 from cxr.texts import encode_captions, tokenize, vocabulary
@@ -60,6 +61,8 @@ class Config:
     """Side of the images in pixels."""
     views: Views = "AP+PA"
     """Which images take part; all-but-LL probably is the paper's choice."""
+    texts: Literal["labels", "labels+reports"] = "labels"
+    """What the arms read: captions from labels, or in turn those and report sentences, where reports.csv is there."""
     empty_caption: str | None = None
     """Caption of an image without findings; None leaves it without a caption loss."""
     duplicates: Duplicates = "labels"
@@ -128,6 +131,8 @@ def main(config: Config) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = checked(config)
     cohort, store, reports = prepare(config)
+    if config.texts == "labels+reports" and reports is None:
+        raise SystemExit("--texts labels+reports needs reports, but no reports.csv lies beside the labels")
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         for fold, split in enumerate(splits(cohort, config, seed)):
             run_fold(cohort, store, reports, split, config, seed, fold)
@@ -223,9 +228,7 @@ def run_fold(
     if not waiting:
         return
     start = starting_point(store, cohort, reports, split, config, seed, fold)
-    style = replace(PAPER, empty=config.empty_caption)
-    texts = tokenize(start, [[caption] for caption in captions(cohort.labels, cohort.label_names, style)])
-    data = Data(store, texts, cohort.labels)
+    data = Data(store, tokenize(start, training_texts(cohort, reports, config, seed)), cohort.labels)
     for name in waiting:
         logging.info("seed %d, fold %d: %s", seed, fold, ARMS[name].title)
         model = copy.deepcopy(start)
@@ -234,6 +237,18 @@ def run_fold(
             trainer.run(ARMS[name].title)
         test(model, trainer, cohort, split, name, seed, fold).save(config.output)
         trainer.discard_checkpoint()
+
+
+def training_texts(
+    cohort: Cohort, reports: list[str | None] | None, config: Config, seed: int
+) -> list[list[str | None]]:
+    """What the arms read about each image, one text for each epoch in turn."""
+    style = replace(PAPER, empty=config.empty_caption)
+    own = captions(cohort.labels, cohort.label_names, style)
+    if config.texts == "labels" or reports is None:
+        return [[caption] for caption in own]
+    rng = np.random.default_rng(seed)
+    return [in_turn(caption, report, config.epochs, rng) for caption, report in zip(own, reports)]
 
 
 def starting_point(

@@ -167,3 +167,16 @@ def excerpts(report: str, n_excerpts: int, rng: np.random.Generator) -> list[str
     sentences = re.split(r"(?<=[.!?])\s+", report.strip())
     lengths = rng.integers(1, LONGEST_EXCERPT + 1, size=n_excerpts)
     return [" ".join(rng.permutation(sentences)[:length]) for length in lengths]
+
+
+def in_turn(caption: str | None, report: str | None, n_epochs: int, rng: np.random.Generator) -> list[str | None]:
+    """For each epoch the caption or an excerpt of the report, one as likely as the other; or the one that there is.
+
+    Captions of findings that are present never say "no". A model that reads nothing else forgets what the negative
+    prompt means, and whole findings then come out with the wrong sign.
+    """
+    if report is None:
+        return [caption] * n_epochs
+    use_caption = rng.random(n_epochs) < 0.5
+    parts = excerpts(report, n_epochs, rng)
+    return [caption if chosen and caption is not None else part for chosen, part in zip(use_caption, parts)]

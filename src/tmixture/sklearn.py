@@ -42,6 +42,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         warm_start: whether `fit` starts from the parameters of the previous `fit`.
+        max_candidates: C, at most K: `fit` compares each row with C promising components only; see `StudentTMixture`.
         chunk_size: rows worked on at a time; chosen from K and d if None.
         random_state: a seed, a `numpy.random.RandomState`, or None for NumPy's global one.
         verbose: whether `fit` shows a progress bar.
@@ -89,6 +90,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         warm_start: bool = False,
+        max_candidates: int | None = None,
         chunk_size: int | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
@@ -107,6 +109,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         self.scale_update = scale_update
         self.dof_bounds = dof_bounds
         self.warm_start = warm_start
+        self.max_candidates = max_candidates
         self.chunk_size = chunk_size
         self.random_state = random_state
         self.verbose = verbose
@@ -219,6 +222,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
             scale_update=self.scale_update,
             dof_bounds=self.dof_bounds,
             warm_start=self.warm_start,
+            max_candidates=self.max_candidates,
             chunk_size=self.chunk_size,
             generator=self._seed(),
             verbose=self.verbose,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxr.reports import LONGEST_EXCERPT, excerpts
+from cxr.reports import LONGEST_EXCERPT, excerpts, in_turn
 from cxr.texts import encode_captions, tokenize
 
 
@@ -23,6 +23,18 @@ class Lengths(torch.nn.Module):
     def encode_text(self, tokens):
         self.encoded += len(tokens)
         return torch.stack([tokens.sum(1), (tokens > 0).sum(1)], dim=1).float()
+
+
+def test_captions_and_excerpts_take_turns():
+    caption, report = "mass is present", "No effusion. Large mass. Clear lungs."
+    texts = in_turn(caption, report, 2000, np.random.default_rng(0))
+    assert texts.count(caption) / 2000 == pytest.approx(0.5, abs=0.05)
+    assert set("".join(texts).replace(caption, "")) <= set(report)
+    assert "No effusion." in texts
+    assert in_turn(caption, None, 3, np.random.default_rng(0)) == [caption] * 3
+    alone = in_turn(None, report, 50, np.random.default_rng(0))
+    assert None not in alone
+    assert in_turn(None, None, 2, np.random.default_rng(0)) == [None, None]
 
 
 def test_rows_get_their_own_caption_and_equal_ones_are_encoded_once():

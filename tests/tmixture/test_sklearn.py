@@ -150,6 +150,15 @@ def test_warm_start_goes_on():
     np.testing.assert_allclose(estimator.means_, straight.means_, rtol=1e-9)
 
 
+def test_candidates_are_passed_on():
+    X, truth = blobs()
+    estimator = StudentTMixtureClusterer(3, max_candidates=2, random_state=0).fit(X)
+    assert estimator.mixture_.disagreement_ == 0
+    assert adjusted_rand_score(estimator.labels_, truth) == 1
+    with pytest.raises(ValueError, match="max_candidates"):
+        StudentTMixtureClusterer(3, max_candidates=4).fit(X)
+
+
 def test_pipeline_grid_search_clone_and_pickle():
     X, truth = blobs()
     pipeline = make_pipeline(StandardScaler(), StudentTMixtureClusterer(random_state=0, covariance_type="full"))
