@@ -1,7 +1,8 @@
 """Measure ourselves beside other libraries and write `RESULTS.md`: `python -m benchmarks.compare`.
 
 Every measurement is a process of its own. Its outcome is kept in `benchmarks/.cache`, so that an interrupted run goes
-on where it was; what is kept of a library counts for that version of it, ours for the files in `src`.
+on where it was; what is kept of a library counts for that version of it, ours for the files in `src`. What was stopped
+by the limit is measured again when the limit is higher.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from benchmarks.problems import Shape, prepare
 
 FOLDER = Path(__file__).parent
 CACHE = FOLDER / ".cache"
+STOPPED = "stopped after"
 
 SHAPES = [Shape(20_000, 64, 16), Shape(20_000, 512, 40), Shape(235_000, 512, 40)]
 QUICK_SHAPES = [Shape(2_000, 64, 4)]
@@ -47,17 +49,20 @@ class Runner:
     def run(self, package: str, measurement: str, *arguments: str) -> dict[str, Any]:
         """The outcome of a measurement: what `measure` printed, or {"failure": why there is none}."""
         name = " ".join([measurement, *(Path(argument).stem for argument in arguments)])
-        key = json.dumps([name, self.device, self.limit, sources() if package == "tmixture" else version(package)])
+        key = json.dumps([name, self.device, sources() if package == "tmixture" else version(package)])
         path = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         chosen = not self.only or any(part in name for part in self.only)
         if path.exists() and not (self.fresh and chosen):
-            return json.loads(path.read_text())["result"]
+            kept = json.loads(path.read_text())
+            stopped = kept["result"].get("failure", "").startswith(STOPPED)
+            if not (chosen and stopped and kept["limit"] < self.limit):
+                return dict(kept["result"])
         if not chosen:
             return {"failure": "not run"}
         begin = time.perf_counter()
         result = self._measure(measurement, self.device, *arguments)
         print(f"{name}: {time.perf_counter() - begin:.1f} s", result.get("failure", ""), flush=True)
-        path.write_text(json.dumps({"key": key, "result": result}))
+        path.write_text(json.dumps({"key": key, "limit": self.limit, "result": result}))
         return result
 
     def _measure(self, *arguments: str) -> dict[str, Any]:
@@ -65,7 +70,7 @@ class Runner:
         try:
             done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, timeout=self.limit)
         except subprocess.TimeoutExpired:
-            return {"failure": f"stopped after {self.limit:.0f} s"}
+            return {"failure": f"{STOPPED} {self.limit:.0f} s"}
         if done.returncode:
             return {"failure": f"ended with code {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}"[:160]}
         return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -13,10 +13,13 @@ from typing import Any
 
 import latex2mathml.converter
 import matplotlib as mpl
+from mkdocs.structure.files import File, Files
 
 DOCS = Path(__file__).parent
 FIGURES, ASSETS = DOCS / "figures", DOCS / "assets"
-SOURCES = DOCS.parent / "src"
+SOURCES, BENCHMARKS = DOCS.parent / "src", DOCS.parent / "benchmarks"
+# What the benchmarks write, and the page that it becomes.
+TABLES = {"RESULTS.md": "speed.md", "CANDIDATES.md": "candidates.md", "OUT_OF_CORE.md": "out-of-core.md"}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 # What latex2mathml takes for a name or an operator and is not: it would be set with the wrong space around it.
@@ -43,6 +46,14 @@ def on_pre_build(config: Any) -> None:
         with mpl.rc_context(fname=style):
             figure = runpy.run_path(str(script))["draw"]()
             figure.savefig(picture, metadata={"Date": None})
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add what the benchmarks wrote, tables and plots."""
+    plots = {path.name: path.name for path in BENCHMARKS.glob("*.png")}
+    for source, page in (TABLES | plots).items():
+        files.append(File.generated(config, f"results/{page}", abs_src_path=str(BENCHMARKS / source)))
+    return files
 
 
 def on_page_content(content: str, **_: Any) -> str:

@@ -39,7 +39,7 @@ from cxr.results import Result, describe, load_results
 from cxr.splits import Split, holdout, k_fold
 from cxr.texts import encode_captions, tokenize, vocabulary
 from cxr.training import Data, Schedule, Trainer, step_cost
-from cxr.zeroshot import encode_classes, encode_images, zero_shot_probabilities
+from cxr.zeroshot import PROMPTS, encode_classes, encode_images, zero_shot_probabilities
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ class Config:
     """How many seeds; each has its own splits, initial weights and data order."""
     first_seed: int = 0
     """The first of them."""
+    prompts: Literal["chexzero", "ensemble"] = "chexzero"
+    """Zero-shot prompts: "x" against "no x" as in CheXzero, or the mean of four wordings of each."""
     rare_below: int | None = None
     """Findings with fewer positives are rare; None takes the paper's twelve."""
     simulated_images: int = 4000
@@ -235,7 +237,7 @@ def run_fold(
         trainer = make_trainer(model, data, split, ARMS[name], config, seed, fold, name)
         if ARMS[name].trained:
             trainer.run(ARMS[name].title)
-        test(model, trainer, cohort, split, name, seed, fold).save(config.output)
+        test(model, trainer, cohort, split, config, name, seed, fold).save(config.output)
         trainer.discard_checkpoint()
 
 
@@ -310,8 +312,12 @@ def make_trainer(
 # ------------------------------------------------------------------ evaluation
 
 
-def test(model: ClipModel, trainer: Trainer, cohort: Cohort, split: Split, name: str, seed: int, fold: int) -> Result:
+def test(
+    model: ClipModel, trainer: Trainer, cohort: Cohort, split: Split, config: Config, name: str, seed: int, fold: int
+) -> Result:
     """Zero-shot classification of the test part, as CheXzero does it."""
+    positive, negative = PROMPTS[config.prompts]
+    classes = encode_classes(model, cohort.label_names, positive=positive, negative=negative)
     rows, texts = torch.from_numpy(split.test), trainer.data.texts
     batches = (normalize(torch.from_numpy(trainer.data.store[part.numpy()])) for part in rows.split(256))
     embeddings = encode_images(model, batches, progress=False)
@@ -325,7 +331,7 @@ def test(model: ClipModel, trainer: Trainer, cohort: Cohort, split: Split, name:
         rows=split.test,
         patients=cohort.subject_ids[split.test],
         labels=cohort.labels[split.test],
-        probabilities=zero_shot_probabilities(embeddings, encode_classes(model, cohort.label_names)),
+        probabilities=zero_shot_probabilities(embeddings, classes),
         embeddings=embeddings,
         clusters=trainer.clusters(torch.from_numpy(embeddings), own_texts),
         train_counts=cohort.labels[split.train].sum(axis=0),

@@ -18,6 +18,12 @@ from .clip import ClipModel
 FloatArray = NDArray[np.float32]
 POSITIVE_TEMPLATES = ("{}",)
 NEGATIVE_TEMPLATES = ("no {}",)
+# Several ways to say the same: their mean depends less on how one of them happened to be learned.
+ENSEMBLE = (
+    ("{}", "{} is present", "there is {}", "findings consistent with {}"),
+    ("no {}", "no evidence of {}", "there is no {}", "without {}"),
+)
+PROMPTS = {"chexzero": (POSITIVE_TEMPLATES, NEGATIVE_TEMPLATES), "ensemble": ENSEMBLE}
 
 
 def zero_shot_probabilities(image_embeddings: FloatArray, class_embeddings: FloatArray) -> FloatArray:

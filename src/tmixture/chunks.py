@@ -15,9 +15,9 @@ from torch.utils.data import RandomSampler
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
 """Rows to learn from; see `Chunks` for what is accepted."""
 
-# Elements of one chunk-sized temporary: 32 MB in float32, or 8 MB where it should stay in a CPU's caches.
+# Elements of one chunk-sized temporary: 32 MB in float32, or 16 MB where it should stay in a CPU's caches.
 CHUNK_ELEMENTS = 2**23
-CACHED_ELEMENTS = 2**21
+CACHED_ELEMENTS = 2**22
 # On a GPU the chunk-sized temporaries of an E-step, about so many, may take this share of the free memory.
 TEMPORARIES, MEMORY_SHARE = 12, 0.25
 LARGEST_CHUNK = 2**18

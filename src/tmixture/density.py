@@ -74,40 +74,43 @@ class Density:
         """Squared Mahalanobis distances δ (n, K), finite and not negative."""
         return self.scale.mahalanobis(features, self.means).clamp(max=torch.finfo(features.dtype).max)
 
-    def relevant_distances(self, features: Tensor) -> Tensor:
-        """δ (n, K) where a responsibility may exceed `negligible`, and a lower bound of it everywhere else.
+    def relevant(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """δ and log π_k·T_k (n, K) where a responsibility may exceed `negligible`, elsewhere a bound of δ from below.
 
         In high dimension a row has few components that are responsible for it, and a part of its distance from the
         others is enough to rule them out: their density can only fall from there.
         """
-        n_parts, K = self.scale.parts(self.n_features), len(self.means)
+        n_parts = self.scale.parts(self.n_features)
         if n_parts == 1:
             distances = self.mahalanobis(features)
+            joint = self.joint(distances)
             if len(self.apart):
-                self._correct(distances, features)
-            return distances
-        first = [self.scale.part_of_mahalanobis(0, k, features, mean) for k, mean in enumerate(self.means)]
-        distances = torch.stack(first)
+                self._correct(distances, joint, features)
+            return distances, joint
+        distances = torch.stack([self.scale.part_of_mahalanobis(0, k, features, m) for k, m in enumerate(self.means)])
         best = self.joint(distances.T).argmax(1)
-        is_best = best == torch.arange(K, device=best.device)[:, None]
+        is_best = best == torch.arange(len(self.means), device=best.device)[:, None]
         for part in range(1, n_parts):
             self._add_part(part, is_best, distances, features)
         threshold = self.joint(distances.T).gather(1, best[:, None]) + (math.log(negligible(distances.dtype)) - 1)
         for part in range(1, n_parts):
             possible = (self.joint(distances.T) > threshold).T
             self._add_part(part, possible & ~is_best, distances, features)
-        return distances.T.clamp(max=torch.finfo(features.dtype).max)
+        distances = distances.T.clamp(max=torch.finfo(features.dtype).max)
+        return distances, self.joint(distances)
 
-    def _correct(self, distances: Tensor, features: Tensor) -> None:
-        """Take the distances (n, K) from components `apart` by differences, where they may matter, in place."""
-        error = EXPANSION_ERROR * torch.finfo(distances.dtype).eps * self.expanded_terms()
-        worst = self.joint(distances + error).amax(1, keepdim=True)
-        best = self.joint((distances - error).clamp(min=0))
-        possible = (best > worst + (math.log(negligible(distances.dtype)) - 1))[:, self.apart]
-        rows, which = possible.nonzero(as_tuple=True)
-        components = self.apart[which]
-        exact = self.scale.mahalanobis_of_pairs(features, self.means, rows, components)
-        distances[rows, components] = exact.clamp(max=torch.finfo(distances.dtype).max)
+    def _correct(self, distances: Tensor, joint: Tensor, features: Tensor) -> None:
+        """Take the distances from components `apart` by differences where they may matter, in place; all (n, K)."""
+        far, expanded = self.take(self.apart), distances[:, self.apart]
+        error = EXPANSION_ERROR * torch.finfo(distances.dtype).eps * far.expanded_terms()
+        joint[:, self.apart] = far.joint(expanded + error)  # at the least
+        threshold = joint.amax(1, keepdim=True) + (math.log(negligible(distances.dtype)) - 1)
+        possible = far.joint((expanded - error).clamp(min=0)) > threshold
+        rows, components = possible.nonzero(as_tuple=True)
+        by_differences = far.scale.mahalanobis_of_pairs(features, far.means, rows, components)
+        expanded[rows, components] = by_differences.clamp(max=torch.finfo(distances.dtype).max)
+        distances[:, self.apart] = expanded
+        joint[:, self.apart] = far.joint(expanded)
 
     def expanded_terms(self) -> Tensor:
         """The size (K,) of the terms that cancel in an expanded distance: δ of the origin."""
@@ -166,7 +169,7 @@ def working_dtype(parameters: Parameters, dtype: torch.dtype, *, apart: bool = F
     Args:
         parameters: of the mixture.
         dtype: the one to use if it is accurate enough.
-        apart: whether the structure may treat some components apart from the others, as `relevant_distances` does.
+        apart: whether the structure may treat some components apart from the others, as `relevant` does.
     """
     dtype = torch.promote_types(dtype, torch.float32)
     exact = accumulation_dtype(parameters.means.device)

@@ -120,8 +120,8 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
     exact = statistics.mass.dtype
     features = density.features_in_turn(chunk.x)
     if chunk.responsibilities is None:
-        distances = density.relevant_distances(features)
-        log_likelihood, responsibilities = evidence(density.joint(distances))
+        distances, joint = density.relevant(features)
+        log_likelihood, responsibilities = evidence(joint)
         precision = density.outlier_weights(distances)
     else:
         responsibilities = chunk.responsibilities.to(features.dtype)

@@ -137,7 +137,7 @@ def test_distances_that_are_not_completed_belong_to_irrelevant_components(d, spr
     mixture = from_model(model, "full", dtype=dtype)
     density = Density(mixture._current(), dtype)
     features = density.features(torch.as_tensor(naive.draw(model, 400)).to(dtype))
-    whole, partial = density.mahalanobis(features), density.relevant_distances(features)
+    whole, partial = density.mahalanobis(features), density.relevant(features)[0]
     rounding = 1e-4 if dtype == torch.float32 else 1e-9
     assert (partial <= whole * (1 + rounding)).all()
     expected, ours = density.joint(whole), density.joint(partial)
@@ -180,7 +180,9 @@ def test_far_components_are_corrected_where_it_matters(dof, sharpness):
     parameters = from_model(model, "diag", dtype=torch.float64)._current()
     exact, single = Density(parameters, torch.float64), Density(parameters, torch.float32)
     assert len(single.apart) > 0
-    expected = exact.joint(exact.relevant_distances(exact.features(rows))).softmax(1)
-    ours = single.joint(single.relevant_distances(single.features(rows))).softmax(1)
+    expected = exact.relevant(exact.features(rows))[1].softmax(1)
+    distances, joint = single.relevant(single.features(rows))
+    torch.testing.assert_close(joint, single.joint(distances))
+    ours = joint.softmax(1)
     assert ((expected > 0.01) & (expected < 0.99)).any()  # some rows are shared
     np.testing.assert_allclose(ours, expected, atol=3e-7 * sharpness)
