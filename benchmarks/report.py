@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -199,22 +200,34 @@ def _training(small: tuple[int, dict[str, Any]], large: tuple[int, dict[str, Any
 
 
 def _draw(speeds: dict[tuple[Shape, str], Results], path: Path) -> None:
-    """Bars of seconds per iteration, one panel per problem."""
-    import matplotlib
+    """Seconds per iteration on a logarithmic axis: a row of panels for each structure, a panel for each shape."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = (len(speeds) + 1) // 2
-    figure, axes = plt.subplots(2, columns, figsize=(5 * columns, 8), squeeze=False, layout="constrained")
-    for axis, ((shape, covariance), rows) in zip(axes.flat, speeds.items()):
-        names = list(reversed(rows))
-        seconds = [rows[name].get("seconds", float("nan")) for name in names]
-        colors = ["tab:orange" if name.startswith("tmixture") else "tab:blue" for name in names]
-        axis.barh(names, seconds, color=colors)
-        axis.set(xscale="log", xlabel="seconds per iteration", title=f"{shape} {covariance}")
-        for place, name in enumerate(names):
-            if "failure" in rows[name]:
-                axis.text(0.02, place, "none", va="center", transform=axis.get_yaxis_transform(), color="gray")
+    covariances = list(dict.fromkeys(covariance for _, covariance in speeds))
+    shapes = list(dict.fromkeys(shape for shape, _ in speeds))
+    size = (3.2 + 2.6 * len(shapes), 0.8 + 3.2 * len(covariances))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(covariances), len(shapes), sharey="row", squeeze=False)
+    for (shape, covariance), rows in speeds.items():
+        axis = axes[covariances.index(covariance), shapes.index(shape)]
+        for place, (name, row) in enumerate(rows.items()):
+            if "seconds" in row:
+                ours = name.startswith("tmixture")
+                axis.plot(row["seconds"], place, "D" if ours else "o", color="tab:orange" if ours else "tab:blue")
+            else:
+                axis.text(
+                    0.5,
+                    place,
+                    "no result",
+                    transform=axis.get_yaxis_transform(),
+                    color="gray",
+                    ha="center",
+                    va="center",
+                )
+        axis.set(xscale="log", title=f"{shape} {covariance}", ylim=(len(rows) - 0.5, -0.5))
+        axis.set_yticks(range(len(rows)), list(rows))
+        low, high = axis.get_xlim()
+        axis.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+        axis.grid(axis="both", alpha=0.3)
+    figure.supxlabel("seconds per iteration", fontsize="medium")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
