@@ -13,7 +13,7 @@ import torch
 
 from tmixture.chunks import Chunks, chunk_size, gpu_chunk_size
 from tmixture.em import Rules, expectation, maximization
-from tmixture.initialization import isotropic
+from tmixture.initialization import uniform
 from tmixture.scales import STRUCTURES
 
 PROBLEMS = (
@@ -34,7 +34,8 @@ def rows_per_second(structure: str, n_components: int, rows: int, device: torch.
     rows_at_a_time = gpu_chunk_size(*sizes, device) if device.type == "cuda" else chunk_size(*sizes)
     chunks = Chunks(x, FEATURES, device, rows_at_a_time)
     dof = torch.full((n_components,), 4.0, device=device)
-    start = isotropic(torch.nn.functional.normalize(centres), STRUCTURES[structure], dof, 0.5 / FEATURES)
+    scale = STRUCTURES[structure].isotropic(torch.full_like(dof, 0.5 / FEATURES), FEATURES)
+    start = uniform(torch.nn.functional.normalize(centres), scale, dof)
     rules = Rules("px", False, (0.5, 200.0), 1e-8)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds = []
