@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import math
 import os
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from benchmarks.training import FEATURES
 
 # A run has converged to another's log-likelihood when it is within this, in nats per row.
 WITHIN = 0.05
+
+# Names to import, where they are not those of the packages.
+IMPORTED = {"scikit-learn": "sklearn"}
 
 Results = dict[str, dict[str, Any]]
 """Outcomes by library."""
@@ -83,8 +87,9 @@ def _machine() -> str:
     model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
     flags = next((line.split(":")[1].split() for line in info.splitlines() if line.startswith("flags")), [])
     vector = " ".join(flag for flag in flags if flag.startswith(("avx", "fma", "amx")))
-    packages = sorted({adapter.package for adapter in ADAPTERS.values()} | {"torch", "numpy", "transformers"})
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    packages = {adapter.package for adapter in ADAPTERS.values()} | {"torch", "numpy", "transformers"}
+    installed = sorted(package for package in packages if importlib.util.find_spec(IMPORTED.get(package, package)))
+    versions = ", ".join(f"{package} {version(package)}" for package in installed)
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     gpu = f" GPU: {torch.cuda.get_device_name()}." if torch.cuda.is_available() else ""
     return f"Machine: {model}, {os.cpu_count()} CPUs ({vector}), {memory:.0f} GiB.{gpu}\n\nVersions: {versions}."

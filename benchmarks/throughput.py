@@ -31,8 +31,9 @@ def rows_per_second(structure: str, n_components: int, rows: int, device: torch.
     labels = torch.randint(n_components, (rows,), generator=generator, device=device)
     x = torch.nn.functional.normalize(centres[labels] + torch.randn(rows, FEATURES, generator=generator, device=device))
     sizes = (n_components, FEATURES)
-    rows_at_a_time = gpu_chunk_size(*sizes, device) if device.type == "cuda" else chunk_size(*sizes)
-    chunks = Chunks(x, FEATURES, device, rows_at_a_time)
+    cached = structure != "full"
+    size = gpu_chunk_size(*sizes, device) if device.type == "cuda" else chunk_size(*sizes, cached=cached)
+    chunks = Chunks(x, FEATURES, device, size)
     dof = torch.full((n_components,), 4.0, device=device)
     scale = STRUCTURES[structure].isotropic(torch.full_like(dof, 0.5 / FEATURES), FEATURES)
     start = uniform(torch.nn.functional.normalize(centres), scale, dof)

@@ -146,7 +146,10 @@ def chunk_size(n_components: int, n_features: int, *, cached: bool = False) -> i
     """Rows per chunk such that (n, d) and (n, K) temporaries stay near 32 MB, or in a CPU's caches."""
     width = max(n_components, n_features)
     size = max(256, min(16384, CHUNK_ELEMENTS // width))
-    return min(size, max(2048, CACHED_ELEMENTS // width)) if cached else size
+    if not cached:
+        return size
+    # There are about ten passes over (n, K) temporaries, and two over (n, d).
+    return min(size, max(2048, CACHED_ELEMENTS // n_features), max(512, CACHED_ELEMENTS // 2 // n_components))
 
 
 def gpu_chunk_size(n_components: int, n_features: int, device: torch.device) -> int:

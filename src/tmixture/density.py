@@ -72,10 +72,10 @@ class Density:
 
     def mahalanobis(self, features: Tensor) -> Tensor:
         """Squared Mahalanobis distances δ (n, K), finite and not negative."""
-        return self.scale.mahalanobis(features, self.means).clamp(max=torch.finfo(features.dtype).max)
+        return self.scale.mahalanobis(features, self.means).clamp_(max=torch.finfo(features.dtype).max)
 
     def relevant(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """δ and log π_k·T_k (n, K) where a responsibility may exceed `negligible`, elsewhere a bound of δ from below.
+        """δ and log π_k·T_k (n, K) where a responsibility may exceed `negligible`, elsewhere what rules it out.
 
         In high dimension a row has few components that are responsible for it, and a part of its distance from the
         others is enough to rule them out: their density can only fall from there.
@@ -83,10 +83,7 @@ class Density:
         n_parts = self.scale.parts(self.n_features)
         if n_parts == 1:
             distances = self.mahalanobis(features)
-            joint = self.joint(distances)
-            if len(self.apart):
-                self._correct(distances, joint, features)
-            return distances, joint
+            return (distances, self.joint(distances)) if len(self.apart) == 0 else self._corrected(distances, features)
         distances = torch.stack([self.scale.part_of_mahalanobis(0, k, features, m) for k, m in enumerate(self.means)])
         best = self.joint(distances.T).argmax(1)
         is_best = best == torch.arange(len(self.means), device=best.device)[:, None]
@@ -99,18 +96,20 @@ class Density:
         distances = distances.T.clamp(max=torch.finfo(features.dtype).max)
         return distances, self.joint(distances)
 
-    def _correct(self, distances: Tensor, joint: Tensor, features: Tensor) -> None:
-        """Take the distances from components `apart` by differences where they may matter, in place; all (n, K)."""
-        far, expanded = self.take(self.apart), distances[:, self.apart]
-        error = EXPANSION_ERROR * torch.finfo(distances.dtype).eps * far.expanded_terms()
-        joint[:, self.apart] = far.joint(expanded + error)  # at the least
+    def _corrected(self, distances: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """`relevant` from expanded distances (n, K), by differences where components `apart` may matter."""
+        error = torch.zeros_like(self.dof)
+        error[self.apart] = EXPANSION_ERROR * torch.finfo(error.dtype).eps * self.expanded_terms()[self.apart]
+        joint = self.joint(distances + error)  # at the least
         threshold = joint.amax(1, keepdim=True) + (math.log(negligible(distances.dtype)) - 1)
-        possible = far.joint((expanded - error).clamp(min=0)) > threshold
-        rows, components = possible.nonzero(as_tuple=True)
-        by_differences = far.scale.mahalanobis_of_pairs(features, far.means, rows, components)
-        expanded[rows, components] = by_differences.clamp(max=torch.finfo(distances.dtype).max)
-        distances[:, self.apart] = expanded
-        joint[:, self.apart] = far.joint(expanded)
+        closest = (distances[:, self.apart] - error[self.apart]).clamp_(min=0)
+        rows, which = (self.joint(closest, self.apart) > threshold).nonzero(as_tuple=True)
+        components = self.apart[which]
+        by_differences = self.scale.mahalanobis_of_pairs(features, self.means, rows, components)
+        by_differences = by_differences.clamp_(max=torch.finfo(distances.dtype).max)
+        distances[rows, components] = by_differences
+        joint[rows, components] = self.joint(by_differences, components)
+        return distances, joint
 
     def expanded_terms(self) -> Tensor:
         """The size (K,) of the terms that cancel in an expanded distance: δ of the origin."""
@@ -125,16 +124,28 @@ class Density:
                 chosen = features if len(rows) == len(features) else features.index_select(0, rows)
                 distances[k].index_add_(0, rows, self.scale.part_of_mahalanobis(part, k, chosen, mean))
 
-    def joint(self, distances: Tensor) -> Tensor:
-        """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K)."""
-        return self.log_weights + self.log_prob(distances)
+    def joint(self, distances: Tensor, components: Tensor | None = None) -> Tensor:
+        """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), or (n, m) or (m,) from the m components."""
+        return self._log_prob(distances, self.constant + self.log_weights, components)
 
     def log_prob(self, distances: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), Eq. 2 of the CXR-CML paper; Gaussian where ν = ∞."""
-        gaussian = self.dof.isinf()
-        dof = torch.where(gaussian, 1.0, self.dof)
-        kernel = -(dof + self.n_features) / 2 * torch.log1p(distances / dof)
-        return self.constant + torch.where(gaussian, -distances / 2, kernel)
+        return self._log_prob(distances, self.constant)
+
+    def _log_prob(self, distances: Tensor, constant: Tensor, components: Tensor | None = None) -> Tensor:
+        # One formula for both kinds of component, in few passes: in memory a pass costs as much as all its arithmetic.
+        gaussian, dof = self._kinds(components)
+        constant = constant if components is None else constant[components]
+        exponent = torch.where(gaussian, 0.0, -(dof + self.n_features) / 2)
+        slope = torch.where(gaussian, -0.5, torch.zeros_like(dof))
+        logs = torch.log1p(distances * torch.where(gaussian, 0.0, 1 / dof))
+        return torch.addcmul(constant, exponent, logs).addcmul_(slope, distances)
+
+    def _kinds(self, components: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Which components are Gaussian, and ν, with 1 for ∞; both (K,), or of the given components."""
+        dof = self.dof if components is None else self.dof[components]
+        gaussian = dof.isinf()
+        return gaussian, torch.where(gaussian, 1.0, dof)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """Log p(x_i), for any number of rows: (n, d) → (n,)."""
@@ -150,9 +161,9 @@ class Density:
 
     def outlier_weights(self, distances: Tensor) -> Tensor:
         """u_ik = (ν_k + d)/(ν_k + δ_ik), the conditional expectation of the latent precision; 1 where ν = ∞."""
-        gaussian = self.dof.isinf()
-        dof = torch.where(gaussian, 1.0, self.dof)
-        return torch.where(gaussian, 1.0, (dof + self.n_features) / (dof + distances))
+        gaussian, dof = self._kinds()
+        counted = torch.where(gaussian, 0.0, torch.ones_like(dof))
+        return torch.where(gaussian, 1.0, dof + self.n_features) / torch.addcmul(dof, distances, counted)
 
 
 def negligible(dtype: torch.dtype) -> float:

@@ -16,6 +16,7 @@ from tmixture.density import Density, negligible, working_dtype
 from tmixture.dof import expected_log_correction, solve_dof
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.sampling import draw_sample
+from tmixture.scales.base import column_sums
 from tmixture.statistics import SufficientStatistics
 
 
@@ -138,12 +139,12 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
         statistics.weight += len(features)
         statistics.rows += len(features)
     weighted = shares * precision
-    statistics.responsibility += shares.sum(0, dtype=exact)
-    statistics.mass += weighted.sum(0, dtype=exact)
+    counts = column_sums(shares)
+    statistics.responsibility += counts
+    statistics.mass += column_sums(weighted)
     if learn_dof:
         correction = expected_log_correction(density.dof.to(exact), density.n_features)
-        log_precision = (shares * precision.log()).sum(0, dtype=exact)
-        statistics.log_mass += log_precision + shares.sum(0, dtype=exact) * correction
+        statistics.log_mass += column_sums(shares * precision.log()) + counts * correction
     density.scale.accumulate(statistics.first, statistics.scatter, features, shares, weighted, density.means)
     return responsibilities
 
@@ -151,10 +152,11 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
 def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
     """Log p(x_i) (n,) and the responsibilities (n, K), exactly zero where negligible, from log π_k·T_k(x_i) (n, K)."""
     top = joint.amax(1, keepdim=True)
-    # Exact zeros let the M-step skip most rows, and denormal numbers would cost as much as all other arithmetic. The
-    # cut is on r and not on r·u: an outlier's u is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as
-    # anybody's.
-    relative = torch.threshold(joint - top, math.log(negligible(joint.dtype)), -math.inf).exp_()
+    # Exact zeros let the M-step skip most rows. They come after the exponential, which takes several times as long
+    # where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an outlier's u
+    # is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
+    relative = (joint - top).clamp_(min=math.log(negligible(joint.dtype))).exp_()
+    torch.threshold_(relative, 1.001 * negligible(joint.dtype), 0.0)
     total = relative.sum(1, keepdim=True)
     return (top + total.log())[:, 0], relative.div_(total)
 

@@ -186,7 +186,7 @@ def interrupt_after(monkeypatch, owner, name, calls):
 
 @pytest.mark.parametrize("iterations", [0, 4, 13])
 def test_an_interrupted_fit_keeps_what_it_has(folder, iterations, monkeypatch, capsys):
-    settings = ("--max-iter", 60, "--tol", 1e-7)
+    settings = ("--max-iter", 25, "--tol", 0)  # where it converges, rounding may make it one iteration more
     with monkeypatch.context() as patch:
         interrupt_after(patch, cli.StudentTMixture.fit.__globals__["em"], "maximization", iterations)
         path, status = fit_in(folder, *settings)

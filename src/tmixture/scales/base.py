@@ -249,3 +249,10 @@ def cross_moments(a: Tensor, b: Tensor) -> Tensor:
     for rows, others in zip(a.split(SUM_ROWS), b.split(SUM_ROWS)):
         total += rows.T @ others
     return total
+
+
+def column_sums(a: Tensor) -> Tensor:
+    """Σ_i a_i over rows: (n, p) → (p,), in float64 after blocks of `SUM_ROWS` rows, as in `cross_moments`."""
+    whole = len(a) - len(a) % SUM_ROWS
+    blocks = a[:whole].unflatten(0, (-1, SUM_ROWS)).sum(1)
+    return exact(blocks).sum(0) + a[whole:].sum(0)

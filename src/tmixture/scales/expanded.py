@@ -7,7 +7,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from tmixture.scales.base import EXPANDED_LIMIT, Scale, cross_moments
+from tmixture.chunks import CACHED_ELEMENTS
+from tmixture.scales.base import EXPANDED_LIMIT, Scale, cross_moments, exact
+
+# Where only one of so many weights is not zero, a sum over its pair of row and component is faster than a product.
+SPARSE = 64
 
 
 class ExpandedScale(Scale):
@@ -35,13 +39,21 @@ class ExpandedScale(Scale):
         return torch.zeros_like(means).index_copy(0, apart, means[apart])
 
     def moments(self, features: Tensor, weight: Tensor, means: Tensor) -> Tensor:
-        """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p)."""
-        moments = cross_moments(weight, features)
-        apart = self.apart(means)
-        if len(apart):
-            rows, which = weight[:, apart].nonzero(as_tuple=True)
-            centred = features[rows, : means.shape[1]].sub_(means[apart[which]])
-            shares = weight.new_zeros(len(rows), len(apart))
-            shares.scatter_(1, which[:, None], weight[rows, apart[which]][:, None])
-            moments[apart] = cross_moments(shares, self.features(centred))
+        """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""
+        K, d = means.shape
+        if K > SPARSE and int(weight.count_nonzero()) * SPARSE < weight.numel():
+            by_pairs = torch.arange(K, device=means.device)
+            moments = exact(features.new_zeros(K, features.shape[1]))
+        else:
+            by_pairs = self.apart(means)
+            moments = cross_moments(weight, features).index_fill_(0, by_pairs, 0)
+        if len(by_pairs) == 0:
+            return moments
+        reference = self.reference(means)
+        theirs = weight if len(by_pairs) == K else weight[:, by_pairs]
+        rows, which = theirs.nonzero(as_tuple=True)
+        block = max(1, CACHED_ELEMENTS // features.shape[1])
+        for some, components in zip(rows.split(block), by_pairs[which].split(block)):
+            y = self.features(features[some, :d].sub_(reference[components]))
+            moments.index_add_(0, components, exact(y.mul_(weight[some, components][:, None])))
         return moments

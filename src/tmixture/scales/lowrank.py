@@ -93,7 +93,7 @@ class LowRankScale(Scale):
         offsets = (explaining @ means[:, :, None]).reshape(K * q)
         explained = torch.addmm(offsets, features[:, :d], explaining.reshape(K * q, d).T, beta=-1)
         explained = explained.square().unflatten(1, (K, q)).sum(2)
-        return (self.noise.mahalanobis(features, means) - explained).clamp(min=0)
+        return (self.noise.mahalanobis(features, means) - explained).clamp_(min=0)
 
     def cancellation(self) -> float:
         return float(self._whitened_loadings()[0].square().sum(2).mean(1).max())

@@ -41,7 +41,7 @@ class SphericalScale(ExpandedScale):
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         precision = self.whitening.square()[:, None]
         coefficients = torch.cat([-2 * precision * means, precision], dim=1)
-        return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp(min=0)
+        return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp_(min=0)
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -n_features * log64(self.whitening)

@@ -28,7 +28,7 @@ class TiedScale(Scale):
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         z, centres = whiten(features, self.whitening), whiten(means, self.whitening)
         squares = z.square().sum(1, keepdim=True) + centres.square().sum(1)
-        return torch.addmm(squares, z, centres.T, alpha=-2).clamp(min=0)
+        return torch.addmm(squares, z, centres.T, alpha=-2).clamp_(min=0)
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -log64(self.whitening.diagonal()).sum()

@@ -1,0 +1,72 @@
+"""The benchmarks run and write what they promise; how fast anything is, no test asks."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from benchmarks import candidates, compare, measure, out_of_core, throughput
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_the_comparison_writes_its_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "CACHE", tmp_path)
+    monkeypatch.setattr(compare, "commit", lambda: "0000000")  # there may be no git
+    monkeypatch.setattr(measure, "TIMED_SECONDS", 0.01)
+    monkeypatch.setattr(measure, "_reset_peak", lambda device: 0)  # a process of its own may reset it, this one not
+    measured = []
+
+    def in_this_process(self, measurement, *arguments):
+        measured.append((measurement, *arguments))
+        return measure.MEASUREMENTS[measurement](*arguments)
+
+    monkeypatch.setattr(compare.Runner, "_measure", in_this_process)
+    monkeypatch.setattr(
+        sys, "argv", ["compare", "--quick", "--only", "2kx64x4", "--only", "1kx64x4", "--only", "stage"]
+    )
+    compare.main()
+    text = (tmp_path / "QUICK.md").read_text()
+    assert {name for name, *_ in measured} >= {"speed", "convergence", "structure", "stage"}
+    for heading in ("Time per iteration", "Iterations to the same log-likelihood", "Structures of the scales"):
+        assert f"## {heading}" in text
+    assert "| tmixture" in text
+    assert (tmp_path / "QUICK.png").stat().st_size > 1000
+    n_measured = len(measured)
+    compare.main()
+    assert len(measured) == n_measured  # a second run takes what is kept
+
+
+def test_a_measurement_is_a_process_that_prints_json():
+    command = [sys.executable, "-m", "benchmarks.measure", "speed", "cpu", "tmixture", "no-such-file.npy", "diag"]
+    done = subprocess.run(command, cwd=compare.FOLDER.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('{"failure": "FileNotFoundError')
+
+
+def test_throughput():
+    assert throughput.rows_per_second("diag", 4, 512, torch.device("cpu"), 1) > 0
+    assert throughput.rows_per_second("full", 2, 256, torch.device("cpu"), 1) > 0
+
+
+@pytest.mark.parametrize("kind", candidates.KINDS)
+def test_many_components(kind, tmp_path, monkeypatch, capsys):
+    sizes = {"rows": 2000, "held-out": 200, "features": 8, "components": 40, "candidates": 4, "iterations": 2}
+    flags = [str(part) for name, value in sizes.items() for part in (f"--{name}", value)]
+    monkeypatch.setattr(sys, "argv", ["candidates", *flags, "--kind", kind, "--output", str(tmp_path / "table.md")])
+    candidates.main()
+    table = (tmp_path / "table.md").read_text().splitlines()
+    assert table[-2].startswith("| all | ")
+    assert table[-1].startswith("| 4 | ")
+
+
+def test_out_of_core(tmp_path, monkeypatch):
+    flags = ["--rows", "500", "1000", "2000", "--features", "8", "--components", "4", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["out_of_core", *flags, "--output", str(tmp_path)])
+    threads = torch.get_num_threads()
+    try:
+        out_of_core.main()
+    finally:
+        torch.set_num_threads(threads)
+    assert "| 2,000 | 0.1 MB |" in (tmp_path / "OUT_OF_CORE.md").read_text()
+    assert (tmp_path / "out_of_core.png").stat().st_size > 1000
