@@ -138,7 +138,7 @@ class Density:
         constant = constant if components is None else constant[components]
         exponent = torch.where(gaussian, 0.0, -(dof + self.n_features) / 2)
         slope = torch.where(gaussian, -0.5, torch.zeros_like(dof))
-        logs = torch.log1p(distances * torch.where(gaussian, 0.0, 1 / dof))
+        logs = torch.log1p(distances / torch.where(gaussian, math.inf, dof))
         return torch.addcmul(constant, exponent, logs).addcmul_(slope, distances)
 
     def _kinds(self, components: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -56,8 +56,8 @@ def test_two_processes_are_one(equal, dtype, tmp_path):
                 continue
             size = max(float(np.abs(value).max(initial=0)), 0.1)  # small values are differences of numbers like 1
             # Factors that these data do not have are found all the same, and magnify rounding. Moments are taken about
-            # a point that differs in its last digit, too.
-            tolerance = base * (100 if "lowrank" in name else 10 if "running." in key else 1)
+            # a point that differs in its last digit, too. And a large ν hardly shows in the density it is learned from.
+            tolerance = base * (100 if "lowrank" in name else 10 if "running." in key or key == "dof" else 1)
             np.testing.assert_allclose(
                 first[name][key], value, rtol=tolerance, atol=tolerance * size, err_msg=f"{name}: {key}"
             )
