@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,10 @@ class Runner:
     def run(self, package: str, measurement: str, *arguments: str) -> dict[str, Any]:
         """The outcome of a measurement: what `measure` printed, or {"failure": why there is none}."""
         name = " ".join([measurement, *(Path(argument).stem for argument in arguments)])
-        try:
-            key = json.dumps([name, self.device, sources() if package == "tmixture" else version(package)])
-        except PackageNotFoundError:
+        state = sources() if package == "tmixture" else report.installed_version(package)
+        if state is None:
             return {"failure": "not installed"}
+        key = json.dumps([name, self.device, state])
         path = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         chosen = not self.only or any(part in name for part in self.only)
         if path.exists() and not (self.fresh and chosen):

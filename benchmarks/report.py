@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import math
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,6 @@ from benchmarks.training import FEATURES
 
 # A run has converged to another's log-likelihood when it is within this, in nats per row.
 WITHIN = 0.05
-
-# Names to import, where they are not those of the packages.
-IMPORTED = {"scikit-learn": "sklearn"}
 
 Results = dict[str, dict[str, Any]]
 """Outcomes by library."""
@@ -82,14 +78,23 @@ The number of M-steps until the mean log-likelihood per row is within {WITHIN} o
 the seconds that so many take; the Student-t laws only, from the same start."""
 
 
+def installed_version(package: str) -> str | None:
+    """The version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _machine() -> str:
     info = Path("/proc/cpuinfo").read_text()
     model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
     flags = next((line.split(":")[1].split() for line in info.splitlines() if line.startswith("flags")), [])
     vector = " ".join(flag for flag in flags if flag.startswith(("avx", "fma", "amx")))
     packages = {adapter.package for adapter in ADAPTERS.values()} | {"torch", "numpy", "transformers"}
-    installed = sorted(package for package in packages if importlib.util.find_spec(IMPORTED.get(package, package)))
-    versions = ", ".join(f"{package} {version(package)}" for package in installed)
+    versions = ", ".join(
+        f"{package} {number}" for package in sorted(packages) if (number := installed_version(package))
+    )
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     gpu = f" GPU: {torch.cuda.get_device_name()}." if torch.cuda.is_available() else ""
     return f"Machine: {model}, {os.cpu_count()} CPUs ({vector}), {memory:.0f} GiB.{gpu}\n\nVersions: {versions}."

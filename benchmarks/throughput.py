@@ -11,7 +11,8 @@ import time
 
 import torch
 
-from tmixture.chunks import Chunks, chunk_size, gpu_chunk_size
+from tmixture import StudentTMixture
+from tmixture.chunks import Chunks
 from tmixture.em import Rules, expectation, maximization
 from tmixture.initialization import uniform
 from tmixture.scales import STRUCTURES
@@ -30,10 +31,8 @@ def rows_per_second(structure: str, n_components: int, rows: int, device: torch.
     centres = torch.randn(n_components, FEATURES, generator=generator, device=device)
     labels = torch.randint(n_components, (rows,), generator=generator, device=device)
     x = torch.nn.functional.normalize(centres[labels] + torch.randn(rows, FEATURES, generator=generator, device=device))
-    sizes = (n_components, FEATURES)
-    cached = structure != "full"
-    size = gpu_chunk_size(*sizes, device) if device.type == "cuda" else chunk_size(*sizes, cached=cached)
-    chunks = Chunks(x, FEATURES, device, size)
+    mixture = StudentTMixture(n_components, FEATURES, covariance_type=structure, device=device)
+    chunks = Chunks(x, FEATURES, device, mixture._fitting_chunk_size)
     dof = torch.full((n_components,), 4.0, device=device)
     scale = STRUCTURES[structure].isotropic(torch.full_like(dof, 0.5 / FEATURES), FEATURES)
     start = uniform(torch.nn.functional.normalize(centres), scale, dof)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class Density:
         part.means, part.scale = self.means[components], self.scale.take(components)
         part.constant, part.log_weights = self.constant[components], self.log_weights[components]
         part.dof = self.dof[components]
-        part.apart = part.scale.apart(part.means)
+        part.expansion_error = self.expansion_error[components]
+        part.apart = part.expansion_error.nonzero()[:, 0]
         return part
 
     def features(self, x: Tensor) -> Tensor:
@@ -98,8 +100,7 @@ class Density:
 
     def _corrected(self, distances: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """`relevant` from expanded distances (n, K), by differences where components `apart` may matter."""
-        error = torch.zeros_like(self.dof)
-        error[self.apart] = EXPANSION_ERROR * torch.finfo(error.dtype).eps * self.expanded_terms()[self.apart]
+        error = self.expansion_error
         joint = self.joint(distances + error)  # at the least
         threshold = joint.amax(1, keepdim=True) + (math.log(negligible(distances.dtype)) - 1)
         closest = (distances[:, self.apart] - error[self.apart]).clamp_(min=0)
@@ -110,6 +111,13 @@ class Density:
         distances[rows, components] = by_differences
         joint[rows, components] = self.joint(by_differences, components)
         return distances, joint
+
+    @cached_property
+    def expansion_error(self) -> Tensor:
+        """How far an expanded distance (K,) from a component `apart` may be off; zero for the others."""
+        error = torch.zeros_like(self.dof)
+        error[self.apart] = EXPANSION_ERROR * torch.finfo(error.dtype).eps * self.expanded_terms()[self.apart]
+        return error
 
     def expanded_terms(self) -> Tensor:
         """The size (K,) of the terms that cancel in an expanded distance: δ of the origin."""

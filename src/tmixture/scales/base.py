@@ -253,6 +253,6 @@ def cross_moments(a: Tensor, b: Tensor) -> Tensor:
 
 def column_sums(a: Tensor) -> Tensor:
     """Σ_i a_i over rows: (n, p) → (p,), in float64 where the device has it, of which a few rows are added before."""
-    few = 16  # float64 alone takes ten times as long
+    few = 16  # with many columns, float64 alone takes ten times as long
     whole = len(a) - len(a) % few
     return exact(a[:whole].unflatten(0, (-1, few)).sum(1)).sum(0) + a[whole:].sum(0)

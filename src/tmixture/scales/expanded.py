@@ -42,14 +42,13 @@ class ExpandedScale(Scale):
         """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""
         K, d = means.shape
         if K > SPARSE and int(weight.count_nonzero()) * SPARSE < weight.numel():
-            by_pairs = torch.arange(K, device=means.device)
+            by_pairs, reference = torch.arange(K, device=means.device), self.reference(means)
             moments = exact(features.new_zeros(K, features.shape[1]))
         else:
-            by_pairs = self.apart(means)
+            by_pairs, reference = self.apart(means), means
             moments = cross_moments(weight, features).index_fill_(0, by_pairs, 0)
         if len(by_pairs) == 0:
             return moments
-        reference = self.reference(means)
         theirs = weight if len(by_pairs) == K else weight[:, by_pairs]
         rows, which = theirs.nonzero(as_tuple=True)
         block = max(1, CACHED_ELEMENTS // features.shape[1])
