@@ -62,7 +62,8 @@ def test_a_limit_holds_weights_near_their_median(mixture, x, confidence):
     x[0] = 1e4
     weights = ClusterWeights(mixture, mass=inverse(0.5), confidence=confidence, limit=3)(x).numpy()
     factor = ClusterWeights(mixture, mass=inverse(0.5))(x).numpy()
-    assert factor.max() > 30 > 3 * 3 >= weights.max() / weights[weights > 0].min()
+    # At both bounds the ratio is nine, but for the rounding of the weights to float32.
+    assert factor.max() > 30 > 3 * 3 >= weights.max() / weights[weights > 0].min() * (1 - 1e-6)
     trust = 1 if confidence is False else (mixture(x).amax(1) >= confidence).numpy()
     median = np.sort(factor)[(len(x) - 1) // 2]
     expected = trust * factor.clip(median / 3, median * 3)
