@@ -9,19 +9,26 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cxr.arms import Arm
-from losses import ClusterTripletLoss, ClusterWeights, ReleasedClusterLoss, inverse
+from losses import ClusterTripletLoss, ClusterWeights, EmbeddingMemory, ReleasedClusterLoss, inverse
 from tmixture import StudentTMixture
 
 # A sample of a rare cluster, or an outlier, counts at most so many times as much as the median sample.
 WEIGHT_LIMIT = 5.0
+
+# A batch makes up this share of what the mixture knows after it: of 32 rows, the last few hundred count. Features move
+# fast enough that those from an epoch ago fit no cluster any more, and then every sample looks like an outlier.
+DRIFT_RATE = 0.05
+
+# Over how many of the latest rows the weights have a mean of one.
+RECENT_ROWS = 1024
 
 
 class ClusterStage(nn.Module):
     """What an arm adds to the contrastive loss of a batch.
 
     The mixture is fitted to the training part before the first epoch (the paper's 40 components cannot be fitted to a
-    batch of 32), and again at the end of every epoch to the features seen in it. Sample weights have a mean of one over
-    the same features, as label weights have over the training part: a batch of rare samples counts for more.
+    batch of 32), and from then on follows the features from batch to batch. Sample weights have a mean of one over the
+    latest batches, as label weights have over the training part: a batch of rare samples counts for more.
 
     Args:
         arm: what to do with the clusters.
@@ -35,11 +42,11 @@ class ClusterStage(nn.Module):
         super().__init__()
         self.arm = arm
         width = 2 * embedding_size if arm.features == "joint" else embedding_size
-        mixture = StudentTMixture(n_components, width, dof=dof, generator=seed)
+        mixture = StudentTMixture(n_components, width, dof=dof, step_size=DRIFT_RATE, generator=seed)
         self.metric = ClusterTripletLoss(mixture, margin=arm.margin, refit="external")
         self.weights = ClusterWeights(mixture, mass=inverse(arm.mass_exponent), outlier=True, limit=WEIGHT_LIMIT)
         self.released = ReleasedClusterLoss(seed=seed)
-        self.seen: list[Tensor] = []
+        self.recent = EmbeddingMemory(RECENT_ROWS)
 
     @property
     def mixture(self) -> StudentTMixture:
@@ -52,10 +59,8 @@ class ClusterStage(nn.Module):
         if self.arm.released:
             return ones, self.released(images, texts)
         features = self.features(images, texts).detach()
-        self.seen.append(features.cpu())
-        if not self.mixture.fitted:
-            return ones, images.sum() * 0
-        weights = self.weights(features) if self.arm.cluster_weights else ones
+        self.mixture.partial_fit(features)
+        weights = self._recent_weights(features) if self.arm.cluster_weights else ones
         if self.arm.shuffle_weights:
             weights = weights[torch.randperm(len(weights))]
         if not self.arm.metric_weight:
@@ -75,34 +80,22 @@ class ClusterStage(nn.Module):
     def fit(self, images: Tensor, texts: Tensor) -> None:
         """Fit the mixture to embeddings (n, d) of the training part."""
         if not self.arm.released:
-            self._fit(self.features(images, texts))
+            self.metric.end_epoch(self.features(images, texts))
 
-    def _fit(self, features: Tensor) -> float:
-        """Fit the mixture, and what depends on it; returns the share of the rows that changed their cluster."""
-        churn = self.metric.end_epoch(features)
-        self.weights.calibrate(features)
-        return churn
+    def _recent_weights(self, features: Tensor) -> Tensor:
+        """Weights (B,) of the rows of a batch (B, m), with a mean of one over the latest rows."""
+        self.recent.push(features)
+        return self.weights.calibrate(self.recent.embeddings)(features)
 
-    def end_epoch(self) -> dict[str, float]:
-        """Refit the mixture to the epoch's features; returns statistics of the clusters."""
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Of the clusters in the last batch."""
         if self.arm.released:
             return {}
-        churn = self._fit(torch.cat(self.seen).to(self.mixture.means.device))
-        self.seen = []
-        statistics = {**self.metric.statistics, "churn": churn}
-        return {f"cluster_{name}": float(value) for name, value in statistics.items()}
+        return {f"cluster_{name}": value for name, value in self.metric.statistics.items() if name != "churn"}
 
     def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
         """The component of each row of embeddings (n, d); -1 where there is no mixture."""
         if not self.mixture.fitted:
             return np.full(len(images), -1)
         return self.mixture.predict(self.features(images, texts)).cpu().numpy()
-
-    def get_extra_state(self) -> dict[str, Tensor | None]:
-        """The features of an unfinished epoch and the scale of the weights, for an exact resume."""
-        return {"seen": torch.cat(self.seen) if self.seen else None, "calibration": self.weights.calibration}
-
-    def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
-        """Restore what `get_extra_state` gave."""
-        self.seen = [] if state["seen"] is None else [state["seen"].cpu()]
-        self.weights.calibration = state["calibration"]

@@ -206,10 +206,7 @@ class Trainer:
         return total / len(rows)
 
     def _finish_epoch(self) -> None:
-        """Refit the mixture, look at the validation part, and note how the epoch went."""
-        started = time.monotonic()
-        statistics = self.stage.end_epoch() if self.stage is not None else {}
-        self.sums["seconds"] += time.monotonic() - started
+        """Look at the validation part, and note how the epoch went."""
         steps = len(self._batches())
         entry = {
             "epoch": self.epoch + 1.0,
@@ -218,7 +215,7 @@ class Trainer:
             "metric": self.sums["metric"] / steps,
             "validation": self.validation_loss(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **statistics,
+            **(self.stage.statistics if self.stage is not None else {}),
         }
         self.scheduler.step(entry["validation"])
         self.history.append(entry)
@@ -285,10 +282,11 @@ class Trainer:
 
 
 def step_cost(trainer: Trainer) -> dict[str, float]:
-    """What a step of training costs: seconds (the mean of the training, refits included), FLOPs, bytes at the peak.
+    """What a step of training costs: seconds, FLOPs, bytes at the peak.
 
-    FLOPs are counted by `torch.utils.flop_counter`, forward and backward. The bytes are those allocated during the
-    step beyond what was there before it, on the GPU where there is one, else by the profiler on the CPU.
+    The seconds are the mean over the training, the first fit of the mixture included. FLOPs are counted by
+    `torch.utils.flop_counter`, forward and backward. The bytes are those allocated during the step beyond what was there
+    before it, on the GPU where there is one, else by the profiler on the CPU.
     """
     batches = trainer._batches()
     rows = batches[0]
