@@ -85,6 +85,7 @@ class ClusterStage(nn.Module):
     def _recent_weights(self, features: Tensor) -> Tensor:
         """Weights (B,) of the rows of a batch (B, m), with a mean of one over the latest rows."""
         self.recent.push(features)
+        assert self.recent.embeddings is not None
         return self.weights.calibrate(self.recent.embeddings)(features)
 
     @property

@@ -285,8 +285,8 @@ def step_cost(trainer: Trainer) -> dict[str, float]:
     """What a step of training costs: seconds, FLOPs, bytes at the peak.
 
     The seconds are the mean over the training, the first fit of the mixture included. FLOPs are counted by
-    `torch.utils.flop_counter`, forward and backward. The bytes are those allocated during the step beyond what was there
-    before it, on the GPU where there is one, else by the profiler on the CPU.
+    `torch.utils.flop_counter`, forward and backward. The bytes are those allocated during the step beyond what was
+    there before it, on the GPU where there is one, else by the profiler on the CPU.
     """
     batches = trainer._batches()
     rows = batches[0]

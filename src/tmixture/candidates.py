@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tmixture import distributed, em
+from tmixture import distributed, em, tiles
 from tmixture.chunks import CHUNK_ELEMENTS, Chunk, Chunks, chunk_size
 from tmixture.density import Density, working_dtype
 from tmixture.initialization import nearest
 from tmixture.parameters import Parameters
+from tmixture.scales.expanded import ExpandedScale
 from tmixture.statistics import SufficientStatistics
 
 # Rows per home that are worth the overhead of its matrix products …
@@ -152,7 +153,10 @@ class TruncatedExpectation:
 def accumulate(
     statistics: SufficientStatistics, density: Density, chunk: Chunk, sets: CandidateSets, *, learn_dof: bool
 ) -> Tensor:
-    """Add the statistics of a chunk, home by home, and return the best candidate (n,) of each row."""
+    """Add the statistics of a chunk, in place, and return the best candidate (n,) of each row."""
+    if isinstance(density.scale, ExpandedScale):
+        return tiles.accumulate(statistics, density, chunk, sets.neighbours, sets.homes, learn_dof=learn_dof)
+    # Products with matrices of full structure are large enough to be worth one for each home.
     best = torch.empty_like(sets.homes)
     block = chunk_size(sets.neighbours.shape[1], density.n_features)
     counts = torch.bincount(sets.homes, minlength=len(sets.neighbours)).tolist()

@@ -54,9 +54,13 @@ class Density:
 
     def features(self, x: Tensor) -> Tensor:
         """The rows (n, d) of a chunk as the scale structure wants them: (n, p)."""
+        return self.scale.features(self.centred(x))
+
+    def centred(self, x: Tensor) -> Tensor:
+        """Rows (…, d) about the origin."""
         dtype = self.origin.dtype
         wide = torch.promote_types(x.dtype, dtype)
-        return self.scale.features((x.to(wide) - self.origin.to(wide)).to(dtype))
+        return (x.to(wide) - self.origin.to(wide)).to(dtype)
 
     def features_in_turn(self, x: Tensor) -> Tensor:
         """The same as `features`, without gradients and valid until the next call, which takes the same memory.
@@ -133,7 +137,7 @@ class Density:
                 distances[k].index_add_(0, rows, self.scale.part_of_mahalanobis(part, k, chosen, mean))
 
     def joint(self, distances: Tensor, components: Tensor | None = None) -> Tensor:
-        """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), or (n, m) or (m,) from the m components."""
+        """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), or from components of a shape that fits."""
         return self._log_prob(distances, self.constant + self.log_weights, components)
 
     def log_prob(self, distances: Tensor) -> Tensor:
@@ -167,9 +171,14 @@ class Density:
         for rows in x.split(chunk_size(len(self.means), self.n_features)):
             yield self.joint(self.mahalanobis(self.features(rows)))
 
-    def outlier_weights(self, distances: Tensor) -> Tensor:
-        """u_ik = (ν_k + d)/(ν_k + δ_ik), the conditional expectation of the latent precision; 1 where ν = ∞."""
-        gaussian, dof = self._kinds()
+    def outlier_weights(self, distances: Tensor, components: Tensor | None = None) -> Tensor:
+        """u_ik = (ν_k + d)/(ν_k + δ_ik), the conditional expectation of the latent precision; 1 where ν = ∞.
+
+        Args:
+            distances: δ (n, K), or from the given components.
+            components: as for `joint`.
+        """
+        gaussian, dof = self._kinds(components)
         counted = torch.where(gaussian, 0.0, torch.ones_like(dof))
         return torch.where(gaussian, 1.0, dof + self.n_features) / torch.addcmul(dof, distances, counted)
 

@@ -131,13 +131,7 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
     shares = responsibilities
     if chunk.weight is not None:
         shares = responsibilities * chunk.weight.to(features.dtype)[:, None]
-        statistics.log_likelihood += (log_likelihood.to(exact) * chunk.weight).sum()
-        statistics.weight += chunk.weight.sum()
-        statistics.rows += (chunk.weight > 0).sum()
-    else:
-        statistics.log_likelihood += log_likelihood.sum(dtype=exact)
-        statistics.weight += len(features)
-        statistics.rows += len(features)
+    statistics.add_rows(log_likelihood, chunk.weight)
     weighted = shares * precision
     counts = column_sums(shares)
     statistics.responsibility += counts

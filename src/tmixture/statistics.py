@@ -88,6 +88,18 @@ class SufficientStatistics:
         """The additive tensors: everything but the reference."""
         return [tensor for name, tensor in self.tensors().items() if name != "reference"]
 
+    def add_rows(self, log_likelihood: Tensor, weight: Tensor | None) -> None:
+        """Count rows with these log p(x_i) (n,) and sample weights (n,), in place."""
+        exact = self.mass.dtype
+        if weight is None:
+            self.log_likelihood += log_likelihood.sum(dtype=exact)
+            self.weight += len(log_likelihood)
+            self.rows += len(log_likelihood)
+        else:
+            self.log_likelihood += (log_likelihood.to(exact) * weight).sum()
+            self.weight += weight.sum()
+            self.rows += (weight > 0).sum()
+
     def add(self, part: SufficientStatistics, components: Tensor, scale: Scale) -> None:
         """Add, in place, sums in which only the given components (C,), all different, have a share.
 

@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tmixture import StudentTMixture, candidates, chunks, initialization
+from tmixture import StudentTMixture, candidates, chunks, initialization, tiles
 
 from . import naive
 from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, of
@@ -218,6 +218,7 @@ def test_nothing_is_as_large_as_rows_times_components(init, monkeypatch):
         (chunks, "CHUNK_ELEMENTS"),
         (candidates, "CHUNK_ELEMENTS"),
         (initialization, "DISTANCE_ELEMENTS"),
+        (tiles, "CACHED_ELEMENTS"),
     ):
         monkeypatch.setattr(module, name, 2**14)
     N, K, d = 3000, 100, 2

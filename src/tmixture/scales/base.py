@@ -77,8 +77,8 @@ class Scale(ABC):
 
     @classmethod
     def features(cls, x: Tensor) -> Tensor:
-        """What distances and statistics need of a chunk: (n, d) → (n, p), whose first d columns are `x`."""
-        return torch.cat([x, cls.further_features(x)], dim=1) if cls.width(x.shape[1]) > x.shape[1] else x
+        """What distances and statistics need of a chunk: (…, n, d) → (…, n, p), whose first d columns are `x`."""
+        return torch.cat([x, cls.further_features(x)], dim=-1) if cls.width(x.shape[-1]) > x.shape[-1] else x
 
     @staticmethod
     def width(n_features: int) -> int:
@@ -87,10 +87,10 @@ class Scale(ABC):
 
     @staticmethod
     def further_features(x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The columns of `features` after `x` itself, if there are any: (n, d) → (n, p − d).
+        """The columns of `features` after `x` itself, if there are any: (…, n, d) → (…, n, p − d).
 
         Args:
-            x: (n, d).
+            x: (…, n, d).
             out: where to write them, if given.
         """
         raise NotImplementedError

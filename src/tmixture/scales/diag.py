@@ -40,8 +40,8 @@ class DiagonalScale(ExpandedScale):
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         precision = self.whitening.square()
-        coefficients = torch.cat([-2 * precision * means, precision], dim=1)
-        return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp_(min=0)
+        coefficients = torch.cat([-2 * precision * means, precision], dim=-1)
+        return self.expanded(features, coefficients, (precision * means.square()).sum(-1))
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -log64(self.whitening).sum(1)
@@ -55,18 +55,9 @@ class DiagonalScale(ExpandedScale):
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components, n_features)
 
-    def accumulate(
-        self,
-        first: Tensor,
-        scatter: Tensor,
-        features: Tensor,
-        responsibilities: Tensor,
-        weight: Tensor,
-        means: Tensor,
-    ) -> None:
-        moments = self.moments(features, weight, means)
-        first += moments[:, : first.shape[1]]
-        scatter += moments[:, first.shape[1] :]
+    @staticmethod
+    def squares(moments: Tensor) -> Tensor:
+        return moments[:, moments.shape[1] // 2 :]
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         return scatter + (2 * first + mass[:, None] * delta) * delta

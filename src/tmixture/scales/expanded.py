@@ -24,7 +24,19 @@ class ExpandedScale(Scale):
 
     @abstractmethod
     def whiten(self, x: Tensor, components: Tensor) -> Tensor:
-        """Row i times the whitening of component i: (m, d), (m,) → (m, d)."""
+        """Row i times the whitening of component i: (…, d), (…,) → (…, d)."""
+
+    @staticmethod
+    @abstractmethod
+    def squares(moments: Tensor) -> Tensor:
+        """The part of `moments` (m, p) that belongs to the scatter: its first dimension is m."""
+
+    @staticmethod
+    def expanded(features: Tensor, coefficients: Tensor, constant: Tensor) -> Tensor:
+        """Distances (…, n, K) from features (…, n, p), coefficients (…, K, p) and constants (…, K), never negative."""
+        if features.dim() == 2:
+            return torch.addmm(constant, features, coefficients.T).clamp_(min=0)
+        return torch.baddbmm(constant[:, None], features, coefficients.mT).clamp_(min=0)
 
     def apart(self, means: Tensor) -> Tensor:
         everyone = torch.arange(len(means), device=means.device)
@@ -37,6 +49,25 @@ class ExpandedScale(Scale):
     def reference(self, means: Tensor) -> Tensor:
         apart = self.apart(means)
         return torch.zeros_like(means).index_copy(0, apart, means[apart])
+
+    def accumulate(
+        self,
+        first: Tensor,
+        scatter: Tensor,
+        features: Tensor,
+        responsibilities: Tensor,
+        weight: Tensor,
+        means: Tensor,
+    ) -> None:
+        moments = self.moments(features, weight, means)
+        first += moments[:, : first.shape[1]]
+        scatter += self.squares(moments)
+
+    def add_moments(self, first: Tensor, scatter: Tensor, moments: Tensor, components: Tensor) -> None:
+        """Add moments (m, p) of the given components (m,), repeats allowed, to those of all, in place."""
+        moments = moments.to(first.dtype)
+        first.index_add_(0, components, moments[:, : first.shape[1]])
+        scatter.index_add_(0, components, self.squares(moments))
 
     def moments(self, features: Tensor, weight: Tensor, means: Tensor) -> Tensor:
         """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""

@@ -33,15 +33,15 @@ class SphericalScale(ExpandedScale):
 
     @staticmethod
     def further_features(x: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.sum(x.square(), dim=1, keepdim=True, out=out)
+        return torch.sum(x.square(), dim=-1, keepdim=True, out=out)
 
     def whiten(self, x: Tensor, components: Tensor) -> Tensor:
         return x * self.whitening[components, None]
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
-        precision = self.whitening.square()[:, None]
-        coefficients = torch.cat([-2 * precision * means, precision], dim=1)
-        return torch.addmm((precision * means.square()).sum(1), features, coefficients.T).clamp_(min=0)
+        precision = self.whitening.square()[..., None]
+        coefficients = torch.cat([-2 * precision * means, precision], dim=-1)
+        return self.expanded(features, coefficients, (precision * means.square()).sum(-1))
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -n_features * log64(self.whitening)
@@ -56,18 +56,9 @@ class SphericalScale(ExpandedScale):
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components,)
 
-    def accumulate(
-        self,
-        first: Tensor,
-        scatter: Tensor,
-        features: Tensor,
-        responsibilities: Tensor,
-        weight: Tensor,
-        means: Tensor,
-    ) -> None:
-        moments = self.moments(features, weight, means)
-        first += moments[:, :-1]
-        scatter += moments[:, -1]
+    @staticmethod
+    def squares(moments: Tensor) -> Tensor:
+        return moments[:, -1]
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         return scatter + ((2 * first + mass[:, None] * delta) * delta).sum(1)

@@ -1,0 +1,147 @@
+"""The E-step on candidate sets in batched matrix products, for the structures that expand squares.
+
+Rows of one home have the same candidates. With thousands of homes, a matrix product for each of them would spend its
+time on everything but arithmetic, so the rows of a home are cut into tiles of a few rows, and many tiles are worked on
+at once. So are the moments: the pairs of a row and a component that has a share in it are cut into tiles by component.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tmixture import em
+from tmixture.chunks import CACHED_ELEMENTS, Chunk
+from tmixture.density import EXPANSION_ERROR, Density, negligible
+from tmixture.dof import expected_log_correction
+from tmixture.scales.base import EXPANDED_LIMIT
+from tmixture.scales.expanded import ExpandedScale
+from tmixture.statistics import SufficientStatistics
+
+TILE_ROWS = 32
+
+
+def accumulate(
+    statistics: SufficientStatistics,
+    density: Density,
+    chunk: Chunk,
+    neighbours: Tensor,
+    homes: Tensor,
+    *,
+    learn_dof: bool,
+) -> Tensor:
+    """Add the statistics of a chunk, in place, and return the best candidate (n,) of each row.
+
+    Args:
+        statistics: of K components, about `density.scale.reference`.
+        density: of a structure that expands squares.
+        chunk: n rows, with weights or without.
+        neighbours: (K, C), the candidates of each home.
+        homes: (n,), integers.
+        learn_dof: whether E[log U] is needed.
+    """
+    exact = statistics.mass.dtype
+    best, log_likelihood = torch.empty_like(homes), density.origin.new_empty(len(homes))
+    counts, pairs = torch.zeros_like(statistics.mass), []
+    per_tile = (2 * neighbours.shape[1] + TILE_ROWS) * density.scale.width(density.n_features)
+    for rows, filled, home in in_blocks(tiles(homes, len(neighbours)), per_tile):
+        candidates = neighbours[home]
+        distances, joint = relevant(density, chunk.x[rows], home, candidates)
+        evidence, responsibilities = em.evidence(joint.flatten(0, 1))
+        log_likelihood[rows] = evidence.view(rows.shape)
+        best[rows] = candidates.gather(1, responsibilities.view(joint.shape).argmax(2)).to(best.dtype)
+        weight = filled.to(joint.dtype) if chunk.weight is None else filled * chunk.weight[rows].to(joint.dtype)
+        shares = responsibilities.view(joint.shape) * weight[:, :, None]
+        precision = density.outlier_weights(distances, candidates[:, None])
+        weighted = shares * precision
+        counts.index_put_((candidates,), shares.sum(1).to(exact), accumulate=True)
+        statistics.mass.index_put_((candidates,), weighted.sum(1).to(exact), accumulate=True)
+        if learn_dof:
+            logs = (shares * precision.log()).sum(1).to(exact)
+            statistics.log_mass.index_put_((candidates,), logs, accumulate=True)
+        tile, row, candidate = weighted.nonzero(as_tuple=True)
+        pairs.append((rows[tile, row], candidates[tile, candidate], weighted[tile, row, candidate]))
+    statistics.responsibility += counts
+    if learn_dof:
+        statistics.log_mass += counts * expected_log_correction(density.dof.to(exact), density.n_features)
+    statistics.add_rows(log_likelihood, chunk.weight)
+    _add_moments(statistics, density, chunk.x, *(torch.cat(part) for part in zip(*pairs)))
+    return best
+
+
+def relevant(density: Density, x: Tensor, home: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """δ and log π_k·T_k of tiles from their candidates, both (B, m, C), exact where a responsibility may matter.
+
+    Squares are expanded about the mean of the home, which is near the rows. Candidates far away from it, measured by
+    their own scale, lose digits to that and are measured by differences where they may matter, as in
+    `Density.relevant`.
+
+    Args:
+        density: of all components.
+        x: (B, m, d), the rows of B tiles.
+        home: (B,), the component that a tile's rows have in common.
+        candidates: (B, C).
+    """
+    scale, components = _expanded(density), candidates[:, None]
+    y = density.centred(x) - density.means[home][:, None]
+    means = density.means[candidates] - density.means[home][:, None]
+    distances = scale.take(candidates).mahalanobis(scale.features(y), means)
+    terms = scale.whiten(means, candidates).square().sum(2)[:, None]
+    error = EXPANSION_ERROR * torch.finfo(terms.dtype).eps * terms
+    error = torch.where(terms > EXPANDED_LIMIT * density.n_features, error, 0.0)
+    joint = density.joint(distances + error, components)  # at the least
+    threshold = joint.amax(2, keepdim=True) + (math.log(negligible(joint.dtype)) - 1)
+    possible = (density.joint((distances - error).clamp_(min=0), components) > threshold) & (error > 0)
+    tile, row, candidate = possible.nonzero(as_tuple=True)
+    whose = candidates[tile, candidate]
+    by_differences = scale.whiten(y[tile, row] - means[tile, candidate], whose).square().sum(1)
+    distances[tile, row, candidate] = by_differences
+    joint[tile, row, candidate] = density.joint(by_differences, whose)
+    return distances, joint
+
+
+def _add_moments(
+    statistics: SufficientStatistics, density: Density, x: Tensor, rows: Tensor, components: Tensor, weight: Tensor
+) -> None:
+    """Add weight_p·[y, squares of y] with y = x_row − reference to the moments of the component of each pair p."""
+    scale = _expanded(density)
+    reference = scale.reference(density.means)
+    per_tile = 2 * TILE_ROWS * scale.width(density.n_features)
+    for pairs, filled, owner in in_blocks(tiles(components, len(density.means)), per_tile):
+        y = density.centred(x[rows[pairs]]) - reference[owner][:, None]
+        moments = (weight[pairs] * filled)[:, None] @ scale.features(y)
+        scale.add_moments(statistics.first, statistics.scatter, moments[:, 0], owner)
+
+
+def tiles(groups: Tensor, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut the entries of each group into tiles of equal size.
+
+    Args:
+        groups: (n,), the group of each entry.
+        n_groups: how many there are, of which some may be empty.
+
+    Returns:
+        The entries (T, `TILE_ROWS`) of each tile, the last one of a group repeated where it does not fill its last
+        tile; a mask of the same shape without these repetitions; the group (T,) of each tile.
+    """
+    counts = torch.bincount(groups, minlength=n_groups)
+    per_group = (counts + TILE_ROWS - 1) // TILE_ROWS
+    owner = torch.arange(n_groups, device=groups.device).repeat_interleave(per_group)
+    number = torch.arange(len(owner), device=groups.device) - (per_group.cumsum(0) - per_group)[owner]
+    end = counts.cumsum(0)[owner]
+    first = end - counts[owner] + number * TILE_ROWS
+    position = first[:, None] + torch.arange(TILE_ROWS, device=groups.device)
+    entries = groups.argsort(stable=True)[position.minimum(end[:, None] - 1)]
+    return entries, position < end[:, None], owner
+
+
+def in_blocks(tiled: tuple[Tensor, ...], per_tile: int) -> zip[tuple[Tensor, ...]]:
+    """The same tensors, as many tiles at a time as have temporaries of `per_tile` elements each in a CPU's caches."""
+    return zip(*(tensor.split(max(1, CACHED_ELEMENTS // per_tile)) for tensor in tiled))
+
+
+def _expanded(density: Density) -> ExpandedScale:
+    assert isinstance(density.scale, ExpandedScale)
+    return density.scale
