@@ -1,0 +1,59 @@
+"""The cluster stage of an arm follows features that move."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from cxr.arms import ARMS
+from cxr.clusters import RECENT_ROWS, WEIGHT_LIMIT, ClusterStage
+
+
+class MovingEmbeddings:
+    """Image and text embeddings of eight groups whose centres move on with every batch, as those of a network do."""
+
+    def __init__(self, d=16):
+        self.draw = torch.Generator().manual_seed(0)
+        self.centres = torch.randn(8, d, generator=self.draw)
+        self.motion = 0.05 * torch.randn(8, d, generator=self.draw)
+
+    def batch(self, size):
+        self.centres = self.centres + self.motion
+        group = torch.randint(8, (size,), generator=self.draw)
+        spread = 0.3 * torch.randn(2, size, self.centres.shape[1], generator=self.draw)
+        return normalize(self.centres[group] + spread, dim=2).unbind()
+
+
+def stage_of(arm):
+    return ClusterStage(ARMS[arm], 16, n_components=8, dof=4.0, seed=0)
+
+
+def test_weights_tell_samples_apart_however_far_the_features_have_moved():
+    embeddings, stage = MovingEmbeddings(), stage_of("cxr-cml")
+    stage.fit(*embeddings.batch(500))
+    weights = [stage(*embeddings.batch(32))[0] for _ in range(100)][60:]
+    weights = torch.cat(weights)
+    assert weights.mean() == pytest.approx(1, abs=0.15)
+    assert weights.log().std() > 0.2
+    assert (weights > 0.95 * weights.max()).float().mean() < 0.2  # few have reached the limit
+    assert weights.max() / weights.median() < 1.5 * WEIGHT_LIMIT
+
+
+def test_weights_have_a_mean_of_one_over_the_latest_rows():
+    embeddings, stage = MovingEmbeddings(), stage_of("weights-only")
+    stage.fit(*embeddings.batch(500))
+    for _ in range(50):
+        stage(*embeddings.batch(32))
+    assert len(stage.recent) == RECENT_ROWS
+    assert stage.weights(stage.recent.embeddings).mean() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["as-released", "triplets-only", "shuffled-weights", "shuffled-labels"])
+def test_parts_that_an_arm_leaves_out_stay_out(arm):
+    embeddings, stage = MovingEmbeddings(), stage_of(arm)
+    stage.fit(*embeddings.batch(500))
+    images, texts = (part.requires_grad_() for part in embeddings.batch(64))
+    weights, metric = stage(images, texts)
+    assert (weights.unique().numel() > 1) == ARMS[arm].cluster_weights
+    metric.backward()
+    assert bool(images.grad.any()) == (ARMS[arm].metric_weight > 0 and not ARMS[arm].released)
+    assert bool(stage.mixture.fitted) == (not ARMS[arm].released)
