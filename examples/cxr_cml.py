@@ -97,8 +97,8 @@ class Config:
     """How many seeds; each has its own splits, initial weights and data order."""
     first_seed: int = 0
     """The first of them."""
-    prompts: Literal["chexzero", "ensemble"] = "chexzero"
-    """Zero-shot prompts: "x" against "no x" as in CheXzero, or the mean of four wordings of each."""
+    prompts: Literal["chexzero", "ensemble"] = "ensemble"
+    """Zero-shot prompts: the mean of four wordings each of "x" and "no x", or as in CheXzero these two alone."""
     rare_below: int | None = None
     """Findings with fewer positives are rare; None takes the paper's twelve."""
     simulated_images: int = 4000
@@ -123,6 +123,7 @@ PAPER_CONFIG = Config(
     learning_rate=1e-6,
     patience=2,
     augment=False,
+    prompts="chexzero",
 )
 PRETRAINING = Arm("Pretraining on reports")
 PRETRAINING_RATE = 1e-3
