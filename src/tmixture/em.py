@@ -19,6 +19,9 @@ from tmixture.sampling import draw_sample
 from tmixture.scales.base import column_sums
 from tmixture.statistics import SufficientStatistics
 
+# Rows among which a poorly explained one is looked for. With thousands of components it takes time to explain more.
+RESTART_ROWS = 1024
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -255,7 +258,7 @@ def iterate(
         reseeded = failing.nonzero()[:, 0].tolist()
         if reseeded:
             reseeds += failing
-            candidates = poorly_explained(chunks, parameters, dtype, generator, rules.distributed)
+            candidates = poorly_explained(chunks, parameters, len(reseeded), dtype, generator, rules.distributed)
             parameters = reseed(parameters, reseeded, candidates)[0]
             previous = None
 
@@ -281,16 +284,18 @@ def failed_components(statistics: SufficientStatistics, parameters: Parameters, 
 def poorly_explained(
     chunks: Iterable[Chunk],
     parameters: Parameters,
+    count: int,
     dtype: torch.dtype,
     generator: torch.Generator | None,
     synchronize: bool = False,
 ) -> Tensor:
-    """Rows to restart components from, at least one per component where the data has as many: (m, d).
+    """Rows to restart components from, at least `count` where the data has as many: (m, d).
 
     They are drawn at random from the worse-explained half of a random sample. The very worst rows are no good start:
     they are the outliers that the mixture exists to ignore.
     """
-    sample = draw_sample(chunks, 4 * parameters.n_components, dtype, generator, shared=synchronize)
+    size = min(4 * parameters.n_components, max(4 * count, RESTART_ROWS))
+    sample = draw_sample(chunks, size, dtype, generator, shared=synchronize)
     density = Density(parameters, working_dtype(parameters, dtype))
     order = density.log_likelihood(sample.x).argsort()
     worse = sample.x[order[: max(1, len(order) // 2)]]

@@ -346,7 +346,7 @@ class StudentTMixture(nn.Module):
         dead = [] if isinstance(self.init, Tensor) else faded.nonzero()[:, 0].tolist()
         if dead:
             candidates = em.poorly_explained(
-                chunks, parameters, self.means.dtype, self._generator(), synchronize=self.distributed
+                chunks, parameters, len(dead), self.means.dtype, self._generator(), synchronize=self.distributed
             )
             restarted, source = em.reseed(parameters, dead, candidates)
             blended = blended.about(scale, parameters.means).take(scale, source, restarted.means)

@@ -202,7 +202,11 @@ def test_new_starts_come_from_the_worse_explained_half():
     mixture = from_model(model, "full")
     x = torch.as_tensor(naive.draw(model, 8))
     drawn = em.poorly_explained(
-        [Chunk(x[:5]), Chunk(x[5:], torch.ones(3))], mixture._current(), torch.float64, torch.Generator().manual_seed(0)
+        [Chunk(x[:5]), Chunk(x[5:], torch.ones(3))],
+        mixture._current(),
+        1,
+        torch.float64,
+        torch.Generator().manual_seed(0),
     )
     likelihood = mixture.log_prob(x)
     ranks = [int((likelihood < value).sum()) for value in mixture.log_prob(drawn)]
