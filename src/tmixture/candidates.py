@@ -4,7 +4,7 @@ Each row has a home, the component that was best when it was last looked at, and
 whose means are nearest to that of its home. Responsibilities over such a set C_i maximise the lower bound
 F = Σ_i log Σ_{k ∈ C_i} π_k·T_k(x_i) of the log-likelihood, and the M-step raises F as long as the sets stay (Lücke &
 Eggert 2010). Neighbours of good components find the better ones, as in Forster & Lücke (2018), "Can clustering scale
-sublinearly with its clusters?"; but here all rows of one home share one set, so that a pass consists of small matrix
+sublinearly with its clusters?"; but here all rows of one home share one set, so that a pass consists of matrix
 products: N·C distances instead of N·K.
 """
 
