@@ -95,7 +95,7 @@ class Density:
         is_best = best == torch.arange(len(self.means), device=best.device)[:, None]
         for part in range(1, n_parts):
             self._add_part(part, is_best, distances, features)
-        threshold = self.joint(distances.T).gather(1, best[:, None]) + (math.log(negligible(distances.dtype)) - 1)
+        threshold = relevance_threshold(self.joint(distances.T).gather(1, best[:, None]))
         for part in range(1, n_parts):
             possible = (self.joint(distances.T) > threshold).T
             self._add_part(part, possible & ~is_best, distances, features)
@@ -106,7 +106,7 @@ class Density:
         """`relevant` from expanded distances (n, K), by differences where components `apart` may matter."""
         error = self.expansion_error
         joint = self.joint(distances + error)  # at the least
-        threshold = joint.amax(1, keepdim=True) + (math.log(negligible(distances.dtype)) - 1)
+        threshold = relevance_threshold(joint.amax(1, keepdim=True))
         closest = (distances[:, self.apart] - error[self.apart]).clamp_(min=0)
         rows, which = (self.joint(closest, self.apart) > threshold).nonzero(as_tuple=True)
         components = self.apart[which]
@@ -186,6 +186,11 @@ class Density:
 def negligible(dtype: torch.dtype) -> float:
     """Responsibilities below this are taken as zero."""
     return torch.finfo(dtype).eps * 1e-2
+
+
+def relevance_threshold(best: Tensor) -> Tensor:
+    """What log π_k·T_k must exceed for component k to matter to a row, given the largest of the row's components."""
+    return best + (math.log(negligible(best.dtype)) - 1)
 
 
 def working_dtype(parameters: Parameters, dtype: torch.dtype, *, apart: bool = False) -> torch.dtype:

@@ -7,14 +7,12 @@ at once. So are the moments: the pairs of a row and a component that has a share
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from tmixture import em
 from tmixture.chunks import CACHED_ELEMENTS, Chunk
-from tmixture.density import EXPANSION_ERROR, Density, negligible
+from tmixture.density import EXPANSION_ERROR, Density, relevance_threshold
 from tmixture.dof import expected_log_correction
 from tmixture.scales.base import EXPANDED_LIMIT
 from tmixture.scales.expanded import ExpandedScale
@@ -50,10 +48,11 @@ def accumulate(
         candidates = neighbours[home]
         distances, joint = relevant(density, chunk.x[rows], home, candidates)
         evidence, responsibilities = em.evidence(joint.flatten(0, 1))
+        responsibilities = responsibilities.view(joint.shape)
         log_likelihood[rows] = evidence.view(rows.shape)
-        best[rows] = candidates.gather(1, responsibilities.view(joint.shape).argmax(2)).to(best.dtype)
+        best[rows] = candidates.gather(1, responsibilities.argmax(2)).to(best.dtype)
         weight = filled.to(joint.dtype) if chunk.weight is None else filled * chunk.weight[rows].to(joint.dtype)
-        shares = responsibilities.view(joint.shape) * weight[:, :, None]
+        shares = responsibilities * weight[:, :, None]
         precision = density.outlier_weights(distances, candidates[:, None])
         weighted = shares * precision
         counts.index_put_((candidates,), shares.sum(1).to(exact), accumulate=True)
@@ -87,16 +86,17 @@ def relevant(density: Density, x: Tensor, home: Tensor, candidates: Tensor) -> t
     scale, components = _expanded(density), candidates[:, None]
     y = density.centred(x) - density.means[home][:, None]
     means = density.means[candidates] - density.means[home][:, None]
-    distances = scale.take(candidates).mahalanobis(scale.features(y), means)
+    largest = torch.finfo(means.dtype).max
+    distances = scale.take(candidates).mahalanobis(scale.features(y), means).clamp_(max=largest)
     terms = scale.whiten(means, candidates).square().sum(2)[:, None]
     error = EXPANSION_ERROR * torch.finfo(terms.dtype).eps * terms
     error = torch.where(terms > EXPANDED_LIMIT * density.n_features, error, 0.0)
     joint = density.joint(distances + error, components)  # at the least
-    threshold = joint.amax(2, keepdim=True) + (math.log(negligible(joint.dtype)) - 1)
+    threshold = relevance_threshold(joint.amax(2, keepdim=True))
     possible = (density.joint((distances - error).clamp_(min=0), components) > threshold) & (error > 0)
     tile, row, candidate = possible.nonzero(as_tuple=True)
     whose = candidates[tile, candidate]
-    by_differences = scale.whiten(y[tile, row] - means[tile, candidate], whose).square().sum(1)
+    by_differences = scale.whiten(y[tile, row] - means[tile, candidate], whose).square().sum(1).clamp_(max=largest)
     distances[tile, row, candidate] = by_differences
     joint[tile, row, candidate] = density.joint(by_differences, whose)
     return distances, joint

@@ -57,3 +57,11 @@ def test_far_candidates_keep_their_digits_in_float32_where_they_matter(scale):
     matters = expected.log_softmax(2).exp() > negligible(torch.float32)
     torch.testing.assert_close(joint[matters], expected[matters], rtol=1e-4, atol=1e-3)
     assert (joint.argmax(2) == expected.argmax(2)).all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rows_as_far_away_as_is_allowed_leave_everything_finite(scale):
+    density, x, home = mixture(scale, K=12, d=6, spread=1e-4, dtype=torch.float32)
+    far = torch.full_like(x, 9e17)  # their squared distances overflow
+    for value in tiles.relevant(density, far, home, torch.arange(12).expand(12, -1)):
+        assert value.isfinite().all()
