@@ -148,8 +148,8 @@ def chunk_size(n_components: int, n_features: int, *, cached: bool = False) -> i
     size = max(256, min(16384, CHUNK_ELEMENTS // width))
     if not cached:
         return size
-    # There are about ten passes over (n, K) temporaries, and two over (n, d).
-    return min(size, max(2048, CACHED_ELEMENTS // n_features), max(512, CACHED_ELEMENTS // 2 // n_components))
+    # There are about ten passes over (n, K) temporaries, and two over (n, d) and its squares.
+    return min(size, max(2048, CACHED_ELEMENTS // 2 // n_features), max(512, CACHED_ELEMENTS // 2 // n_components))
 
 
 def gpu_chunk_size(n_components: int, n_features: int, device: torch.device) -> int:

@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 
 from tmixture.density import Density, negligible, working_dtype
 from tmixture.scales import STRUCTURES as CLASSES
-from tmixture.scales import expanded
+from tmixture.scales import base
 from tmixture.scales.cholesky import whitening_of
 
 from . import naive
@@ -173,19 +173,35 @@ def test_far_components_cost_no_float64(covariance_type, n_tight, sharpness):
 @pytest.mark.parametrize("sharpness", [1.0, 30.0])
 @pytest.mark.parametrize("share", [0.005, 0.5])
 @pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
-def test_moments_of_sparse_and_of_dense_responsibilities(covariance_type, share, sharpness, monkeypatch):
-    """With many components a row concerns few of them, and its pairs are summed; both ways give the plain sums."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_of_sparse_and_of_dense_responsibilities(dtype, covariance_type, share, sharpness, monkeypatch):
+    """In high dimension a row concerns few components, and its pairs are summed; both ways give the plain sums."""
     model = naive.random_model(70, 6, covariance_type)
     model.scales[::2] /= sharpness**2
-    density = Density(from_model(model, covariance_type, dtype=torch.float64)._current(), torch.float64)
-    features, means = density.features(torch.as_tensor(naive.draw(model, 300))), density.means
-    weight = torch.rand(300, 70, dtype=torch.float64) * (torch.rand(300, 70) < share)
-    if share < 1 / expanded.SPARSE:
-        monkeypatch.setattr(expanded, "cross_moments", None)  # no matrix product is needed
+    density = Density(from_model(model, covariance_type, dtype=dtype)._current(), dtype)
+    features, means = density.features(torch.as_tensor(naive.draw(model, 300), dtype=dtype)), density.means
+    weight = torch.rand(300, 70, dtype=dtype) * (torch.rand(300, 70) < share)
+    if share < 1 / base.SPARSE[dtype]:
+        monkeypatch.setattr(base, "cross_moments", None)  # no matrix product is needed
     ours = density.scale.moments(features, weight, means)
+    assert ours.dtype == torch.float64
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-5
     for k, reference in enumerate(density.scale.reference(means)):
-        y = density.scale.features(features[:, :6] - reference)
-        torch.testing.assert_close(ours[k], weight[:, k] @ y, rtol=1e-9, atol=1e-9)
+        y = density.scale.features(features[:, :6] - reference).double()
+        torch.testing.assert_close(ours[k], weight[:, k].double() @ y, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("share", [0.02, 1.0])
+def test_weighted_sums_of_many_rows_are_as_exact_as_their_rows(share):
+    """One component with all the rows: float32 alone would be off by 1e-5 and more."""
+    weight = torch.zeros(200_000, 10)
+    weight[:, 3] = 1.0
+    weight[:, 7] = torch.rand(len(weight)) * (torch.rand(len(weight)) < share)
+    weight[5:7, 9] = 2.0
+    x = 1 + torch.rand(len(weight), 3)
+    expected = weight.double().T @ x.double()
+    torch.testing.assert_close(base.weighted_sums(weight, x), expected, rtol=1e-6, atol=0)
+    assert float(base.weighted_sums(weight[:0], x[:0]).abs().sum()) == 0
 
 
 @pytest.mark.parametrize("sharpness", [30.0, 1000.0])

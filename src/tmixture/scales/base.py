@@ -21,6 +21,10 @@ DIRECT_LIMIT = 1e8
 # Rows that may be summed in float32 before float64 takes over.
 SUM_ROWS = 512
 
+# Where at most one of so many weights is not zero, a sum over those is faster than a matrix product over all. In float64,
+# torch is slow to sum chosen rows.
+SPARSE = {torch.float32: 8, torch.float64: 40}
+
 
 @dataclass(frozen=True)
 class Scale(ABC):
@@ -249,6 +253,32 @@ def cross_moments(a: Tensor, b: Tensor) -> Tensor:
     for rows, others in zip(a.split(SUM_ROWS), b.split(SUM_ROWS)):
         total += rows.T @ others
     return total
+
+
+def weighted_sums(weight: Tensor, x: Tensor) -> Tensor:
+    """Σ_i weight_ik·x_i: (n, K), (n, p) → (K, p), in float64 where the device has it.
+
+    In high dimension a row has a share in one or two components, and hardly any weight is not zero.
+    """
+    if x.device.type != "cpu" or int(weight.count_nonzero()) * SPARSE[x.dtype] > weight.numel():
+        return cross_moments(weight, x)
+    total = exact(x.new_zeros(weight.shape[1], x.shape[1]))
+    component, row = weight.T.nonzero(as_tuple=True)
+    add_pairs(total, x, row, component, weight[row, component])
+    return total
+
+
+def add_pairs(total: Tensor, x: Tensor, rows: Tensor, groups: Tensor, weight: Tensor) -> None:
+    """Add weight_m·x[rows_m] to total[groups_m], in place: (G, p), (n, p), (m,), (m,) in ascending order, (m,)."""
+    if x.device.type != "cpu":
+        total.index_add_(0, groups, exact(x[rows] * weight[:, None]))
+        return
+    # The one sum over chosen rows that does not write them out first. No more than `SUM_ROWS` of them are one bag.
+    starts = groups.diff(prepend=groups.new_full((1,), -1)) != 0
+    starts[::SUM_ROWS] = True
+    first = starts.nonzero()[:, 0]
+    sums = torch.nn.functional.embedding_bag(rows, x, first, mode="sum", per_sample_weights=weight)
+    total.index_add_(0, groups[first], exact(sums))
 
 
 def column_sums(a: Tensor) -> Tensor:

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import EXPANDED_LIMIT, Scale, cross_moments, exact
-
-# Where only one of so many weights is not zero, a sum over its pair of row and component is faster than a product.
-SPARSE = 64
+from tmixture.scales.base import EXPANDED_LIMIT, Scale, add_pairs, weighted_sums
 
 
 class ExpandedScale(Scale):
@@ -43,7 +40,7 @@ class ExpandedScale(Scale):
         return everyone[self.whiten(means, everyone).square().mean(1) > EXPANDED_LIMIT]
 
     def mahalanobis_of_pairs(self, features: Tensor, means: Tensor, rows: Tensor, components: Tensor) -> Tensor:
-        centred = features[rows, : means.shape[1]].sub_(means[components])
+        centred = features[:, : means.shape[1]].index_select(0, rows).sub_(means[components])
         return self.whiten(centred, components).square().sum(1)
 
     def reference(self, means: Tensor) -> Tensor:
@@ -71,19 +68,13 @@ class ExpandedScale(Scale):
 
     def moments(self, features: Tensor, weight: Tensor, means: Tensor) -> Tensor:
         """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""
-        K, d = means.shape
-        if K > SPARSE and int(weight.count_nonzero()) * SPARSE < weight.numel():
-            by_pairs, reference = torch.arange(K, device=means.device), self.reference(means)
-            moments = exact(features.new_zeros(K, features.shape[1]))
-        else:
-            by_pairs, reference = self.apart(means), means
-            moments = cross_moments(weight, features).index_fill_(0, by_pairs, 0)
-        if len(by_pairs) == 0:
-            return moments
-        theirs = weight if len(by_pairs) == K else weight[:, by_pairs]
-        rows, which = theirs.nonzero(as_tuple=True)
+        d, apart = means.shape[1], self.apart(means)
+        if len(apart) == 0:
+            return weighted_sums(weight, features)
+        moments = weighted_sums(weight.index_fill(1, apart, 0), features)
+        which, rows = weight[:, apart].T.nonzero(as_tuple=True)
         block = max(1, CACHED_ELEMENTS // features.shape[1])
-        for some, components in zip(rows.split(block), by_pairs[which].split(block)):
-            y = self.features(features[some, :d].sub_(reference[components]))
-            moments.index_add_(0, components, exact(y.mul_(weight[some, components][:, None])))
+        for some, components in zip(rows.split(block), apart[which].split(block)):
+            y = self.features(features[:, :d].index_select(0, some).sub_(means[components]))
+            add_pairs(moments, y, torch.arange(len(y), device=y.device), components, weight[some, components])
         return moments

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, cross_moments, exact
+from tmixture.chunks import CACHED_ELEMENTS
+from tmixture.scales.base import Scale, add_pairs, cross_moments, exact
 from tmixture.scales.diag import DiagonalScale
 
 # Share of the variance that the loadings of `isotropic` explain: enough for the first M-steps to turn them.
@@ -132,20 +133,25 @@ class LowRankScale(Scale):
         weight: Tensor,
         means: Tensor,
     ) -> None:
-        d = means.shape[1]
-        x = features[:, :d]
+        d, q = means.shape[1], self.loadings.shape[2]
         projection, covariance = self._posterior()
-        projection = projection.to(x.dtype)
-        # As in `FullScale`, only the rows that count are gathered.
-        counts = weight > 0
-        for k, mean in enumerate(means):
-            rows = counts[:, k].nonzero()[:, 0]
-            centred, w = x[rows] - mean, weight[rows, k, None]
-            factors = centred @ projection[k].T
-            moments = cross_moments(torch.cat([centred, factors], dim=1), torch.cat([w, w * factors], dim=1))
-            first[k] += moments[:d, 0]
-            moments[:d, 0] = cross_moments(centred.square_(), w)[:, 0]
-            scatter[k] += moments
+        projection = projection.to(features.dtype)
+        # As in `FullScale`, only the rows that count are gathered. What needs no loop over components is out of it.
+        moments, squares = torch.zeros_like(scatter), scatter.new_zeros(len(means), d + q)
+        component, row = weight.T.nonzero(as_tuple=True)
+        block = max(1, CACHED_ELEMENTS // d)
+        for rows, owner in zip(row.split(block), component.split(block)):
+            w = weight[rows, owner][:, None]
+            y = features.new_empty(len(rows), d + q)  # x − μ and the factors
+            torch.sub(features[:, :d].index_select(0, rows), means[owner], out=y[:, :d])
+            present, counts = owner.unique_consecutive(return_counts=True)
+            for k, part, share in zip(present.tolist(), y.split(counts.tolist()), w.split(counts.tolist())):
+                factors = torch.mm(part[:, :d], projection[k].T, out=part[:, d:])
+                moments[k] += cross_moments(part, torch.cat([share, share * factors], dim=1))
+            add_pairs(squares, y.square_(), torch.arange(len(y), device=y.device), owner, w[:, 0])
+        first += moments[:, :d, 0]
+        moments[:, :d, 0] = squares[:, :d]
+        scatter += moments
         scatter[:, d:, 1:] += covariance * responsibilities.sum(0, dtype=scatter.dtype)[:, None, None]
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:

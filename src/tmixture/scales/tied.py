@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, cross_moments, log64
+from tmixture.scales.base import Scale, cross_moments, log64, weighted_sums
 from tmixture.scales.cholesky import inverse_of, whiten, whitening_of
 
 
@@ -52,7 +52,7 @@ class TiedScale(Scale):
         weight: Tensor,
         means: Tensor,
     ) -> None:
-        first += cross_moments(weight, features)
+        first += weighted_sums(weight, features)
         scatter += cross_moments(features * weight.sum(1, keepdim=True), features)
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
