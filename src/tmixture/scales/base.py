@@ -21,7 +21,7 @@ DIRECT_LIMIT = 1e8
 # Rows that may be summed in float32 before float64 takes over.
 SUM_ROWS = 512
 
-# Where at most one of so many weights is not zero, a sum over those is faster than a matrix product over all. In float64,
+# Where at most one of so many weights is not zero, summing those is faster than a matrix product over all. In float64,
 # torch is slow to sum chosen rows.
 SPARSE = {torch.float32: 8, torch.float64: 40}
 
@@ -256,16 +256,28 @@ def cross_moments(a: Tensor, b: Tensor) -> Tensor:
 
 
 def weighted_sums(weight: Tensor, x: Tensor) -> Tensor:
-    """Σ_i weight_ik·x_i: (n, K), (n, p) → (K, p), in float64 where the device has it.
-
-    In high dimension a row has a share in one or two components, and hardly any weight is not zero.
-    """
-    if x.device.type != "cpu" or int(weight.count_nonzero()) * SPARSE[x.dtype] > weight.numel():
+    """Σ_i weight_ik·x_i: (n, K), (n, p) → (K, p), in float64 where the device has it."""
+    if not is_sparse(weight):
         return cross_moments(weight, x)
     total = exact(x.new_zeros(weight.shape[1], x.shape[1]))
-    component, row = weight.T.nonzero(as_tuple=True)
+    row, component = pairs_of(weight)
     add_pairs(total, x, row, component, weight[row, component])
     return total
+
+
+def is_sparse(weight: Tensor) -> bool:
+    """Whether so few weights are not zero that they are better summed one by one, on a CPU.
+
+    So it is in high dimension, where a row has a share in one or two components.
+    """
+    return weight.device.type == "cpu" and int(weight.count_nonzero()) * SPARSE[weight.dtype] <= weight.numel()
+
+
+def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and the components, in ascending order of these, of the weights (n, K) that are not zero: both (m,)."""
+    row, component = weight.nonzero(as_tuple=True)
+    component, order = component.sort(stable=True)
+    return row[order], component
 
 
 def add_pairs(total: Tensor, x: Tensor, rows: Tensor, groups: Tensor, weight: Tensor) -> None:

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import EXPANDED_LIMIT, Scale, add_pairs, weighted_sums
+from tmixture.scales.base import (
+    EXPANDED_LIMIT,
+    Scale,
+    add_pairs,
+    cross_moments,
+    exact,
+    is_sparse,
+    pairs_of,
+    weighted_sums,
+)
 
 
 class ExpandedScale(Scale):
@@ -68,13 +77,22 @@ class ExpandedScale(Scale):
 
     def moments(self, features: Tensor, weight: Tensor, means: Tensor) -> Tensor:
         """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""
-        d, apart = means.shape[1], self.apart(means)
+        K, d, apart = *means.shape, self.apart(means)
         if len(apart) == 0:
             return weighted_sums(weight, features)
-        moments = weighted_sums(weight.index_fill(1, apart, 0), features)
-        which, rows = weight[:, apart].T.nonzero(as_tuple=True)
+        if is_sparse(weight):
+            moments = exact(features.new_zeros(K, features.shape[1]))
+            row, component = pairs_of(weight)
+            far = torch.zeros(K, dtype=torch.bool).index_fill(0, apart, True)[component]
+            near = ~far
+            add_pairs(moments, features, row[near], component[near], weight[row[near], component[near]])
+            row, component = row[far], component[far]
+        else:
+            moments = cross_moments(weight, features).index_fill_(0, apart, 0)
+            row, which = pairs_of(weight[:, apart])
+            component = apart[which]
         block = max(1, CACHED_ELEMENTS // features.shape[1])
-        for some, components in zip(rows.split(block), apart[which].split(block)):
-            y = self.features(features[:, :d].index_select(0, some).sub_(means[components]))
-            add_pairs(moments, y, torch.arange(len(y), device=y.device), components, weight[some, components])
+        for rows, components in zip(row.split(block), component.split(block)):
+            y = self.features(features[:, :d].index_select(0, rows).sub_(means[components]))
+            add_pairs(moments, y, torch.arange(len(y), device=y.device), components, weight[rows, components])
         return moments

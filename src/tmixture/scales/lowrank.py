@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from typing_extensions import Self
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import Scale, add_pairs, cross_moments, exact
+from tmixture.scales.base import Scale, add_pairs, cross_moments, exact, pairs_of
 from tmixture.scales.diag import DiagonalScale
 
 # Share of the variance that the loadings of `isotropic` explain: enough for the first M-steps to turn them.
@@ -138,7 +138,7 @@ class LowRankScale(Scale):
         projection = projection.to(features.dtype)
         # As in `FullScale`, only the rows that count are gathered. What needs no loop over components is out of it.
         moments, squares = torch.zeros_like(scatter), scatter.new_zeros(len(means), d + q)
-        component, row = weight.T.nonzero(as_tuple=True)
+        row, component = pairs_of(weight)
         block = max(1, CACHED_ELEMENTS // d)
         for rows, owner in zip(row.split(block), component.split(block)):
             w = weight[rows, owner][:, None]
