@@ -21,9 +21,10 @@ DIRECT_LIMIT = 1e8
 # Rows that may be summed in float32 before float64 takes over.
 SUM_ROWS = 512
 
-# Where at most one of so many weights is not zero, summing those is faster than a matrix product over all. In float64,
-# torch is slow to sum chosen rows.
+# Where at most one of so many weights is not zero, summing those is faster than a matrix product over all: on a CPU,
+# where torch is slow to sum chosen rows in float64, and on other devices.
 SPARSE = {torch.float32: 8, torch.float64: 40}
+SPARSE_ELSEWHERE = 64
 
 
 @dataclass(frozen=True)
@@ -266,11 +267,13 @@ def weighted_sums(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def is_sparse(weight: Tensor) -> bool:
-    """Whether so few weights are not zero that they are better summed one by one, on a CPU.
+    """Whether so few weights (n, K) are not zero that they are better summed one by one.
 
     So it is in high dimension, where a row has a share in one or two components.
     """
-    return weight.device.type == "cpu" and int(weight.count_nonzero()) * SPARSE[weight.dtype] <= weight.numel()
+    least = SPARSE[weight.dtype] if weight.device.type == "cpu" else SPARSE_ELSEWHERE
+    # Every row has a share somewhere: few components need no look at the weights, for which a GPU would have to wait.
+    return weight.shape[1] >= least and int(weight.count_nonzero()) * least <= weight.numel()
 
 
 def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,7 +83,7 @@ class ExpandedScale(Scale):
         if is_sparse(weight):
             moments = exact(features.new_zeros(K, features.shape[1]))
             row, component = pairs_of(weight)
-            far = torch.zeros(K, dtype=torch.bool).index_fill(0, apart, True)[component]
+            far = torch.isin(component, apart)
             near = ~far
             add_pairs(moments, features, row[near], component[near], weight[row[near], component[near]])
             row, component = row[far], component[far]
