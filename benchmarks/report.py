@@ -68,7 +68,8 @@ embeddings, `problems.py`), from the same means, equal weights and the same isot
 scales from the means alone. ν = 4 is fixed. The regularization is 1e-6 of the data's mean variance, and 1e-2 of it for
 full scales in 128 or more features.
 
-- s/iteration: (time of 1 + n iterations − time of 1 iteration)/n, so that imports, conversions and the start drop out.
+- s/iteration: (time of 1 + n iterations − time of 1 iteration)/n, so that imports, conversions and the start drop out;
+  the median of five, or of as many as fit into 40 s.
 - of ours: that time over that of tmixture's Student-t mixture.
 - extra: the highest resident memory while fitting, less that before (libraries and float32 data); peak: all of it.
 - log-likelihood: mean per row after the first M-step. Laws with the same start agree where the libraries do."""
