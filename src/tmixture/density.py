@@ -38,6 +38,12 @@ class Density:
         self.constant = (log_normalizer(parameters.dof.to(exact), d) - parameters.scale.half_log_det(d)).to(dtype)
         self.log_weights = parameters.weights.to(exact).log().to(dtype)
         self.dof = parameters.dof.to(dtype)
+        # One formula for both kinds of component, in few passes: in memory a pass costs as much as all its arithmetic.
+        # log T = constant + exponent·log(1 + δ/ν) + slope·δ, where 1/ν and the exponent are zero for ν = ∞.
+        gaussian = self.dof.isinf()
+        self.inverse_dof = self.dof.reciprocal()
+        self.exponent = torch.where(gaussian, 0.0, -(self.dof + d) / 2)
+        self.slope = torch.where(gaussian, -0.5, torch.zeros_like(self.dof))
         self.n_features = d
         self.apart = self.scale.apart(self.means)
         self._room: Tensor | None = None
@@ -45,10 +51,10 @@ class Density:
     def take(self, components: Tensor) -> Density:
         """The densities of the given components alone."""
         part = copy(self)
-        part.means, part.scale = self.means[components], self.scale.take(components)
-        part.constant, part.log_weights = self.constant[components], self.log_weights[components]
-        part.dof = self.dof[components]
+        part.scale = self.scale.take(components)
         part.expansion_error = self.expansion_error[components]
+        for name in ("means", "constant", "log_weights", "dof", "inverse_dof", "exponent", "slope"):
+            setattr(part, name, getattr(self, name)[components])
         part.apart = part.expansion_error.nonzero()[:, 0]
         return part
 
@@ -145,19 +151,10 @@ class Density:
         return self._log_prob(distances, self.constant)
 
     def _log_prob(self, distances: Tensor, constant: Tensor, components: Tensor | None = None) -> Tensor:
-        # One formula for both kinds of component, in few passes: in memory a pass costs as much as all its arithmetic.
-        gaussian, dof = self._kinds(components)
-        constant = constant if components is None else constant[components]
-        exponent = torch.where(gaussian, 0.0, -(dof + self.n_features) / 2)
-        slope = torch.where(gaussian, -0.5, torch.zeros_like(dof))
-        logs = torch.log1p(distances / torch.where(gaussian, math.inf, dof))
+        law = (constant, self.exponent, self.slope, self.inverse_dof)
+        constant, exponent, slope, inverse_dof = law if components is None else (part[components] for part in law)
+        logs = torch.log1p(distances * inverse_dof)
         return torch.addcmul(constant, exponent, logs).addcmul_(slope, distances)
-
-    def _kinds(self, components: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Which components are Gaussian, and ν, with 1 for ∞; both (K,), or of the given components."""
-        dof = self.dof if components is None else self.dof[components]
-        gaussian = dof.isinf()
-        return gaussian, torch.where(gaussian, 1.0, dof)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """Log p(x_i), for any number of rows: (n, d) → (n,)."""
@@ -178,9 +175,9 @@ class Density:
             distances: δ (n, K), or from the given components.
             components: as for `joint`.
         """
-        gaussian, dof = self._kinds(components)
-        counted = torch.where(gaussian, 0.0, torch.ones_like(dof))
-        return torch.where(gaussian, 1.0, dof + self.n_features) / torch.addcmul(dof, distances, counted)
+        inverse_dof = self.inverse_dof if components is None else self.inverse_dof[components]
+        relative = torch.addcmul(torch.ones_like(inverse_dof), distances, inverse_dof)
+        return (1 + self.n_features * inverse_dof) / relative
 
 
 def negligible(dtype: torch.dtype) -> float:
