@@ -16,7 +16,6 @@ import argparse
 import datetime
 import time
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
@@ -82,12 +81,6 @@ def fit(
     return mixture, time.process_time() - start
 
 
-def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
-    """The mean, and how far from it the value is that is farthest."""
-    values = list(values)
-    return mean(values), max(abs(value - mean(values)) for value in values)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, default="clusters", help="the data")
@@ -117,8 +110,9 @@ def main() -> None:
         first = fit(x, means, n_candidates, 1, 0, arguments)[1]
         fits = [fit(x, means, n_candidates, arguments.iterations, seed, arguments) for seed in range(arguments.seeds)]
         per_iteration = (mean(seconds for _, seconds in fits) - first) / (arguments.iterations - 1)
-        bound, _ = mean_and_deviation(mixture.history_[-1] for mixture, _ in fits)
-        score, deviation = mean_and_deviation(mixture.score(held_out) for mixture, _ in fits)
+        bound = mean(mixture.history_[-1] for mixture, _ in fits)
+        scores = [mixture.score(held_out) for mixture, _ in fits]
+        score, deviation = mean(scores), max(abs(each - mean(scores)) for each in scores)
         exact_seconds, exact_score = exact_seconds or per_iteration, exact_score or score
         difference = (score - exact_score) / abs(exact_score)
         share = f"{mean(mixture.disagreement_ for mixture, _ in fits):.2%}" if n_candidates else ""

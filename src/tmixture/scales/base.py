@@ -261,8 +261,7 @@ def weighted_sums(weight: Tensor, x: Tensor) -> Tensor:
     if not is_sparse(weight):
         return cross_moments(weight, x)
     total = exact(x.new_zeros(weight.shape[1], x.shape[1]))
-    row, component = pairs_of(weight)
-    add_pairs(total, x, row, component, weight[row, component])
+    add_pairs(total, x, *pairs_of(weight))
     return total
 
 
@@ -277,11 +276,12 @@ def is_sparse(weight: Tensor) -> bool:
     return weight.shape[1] >= least and float(weight.sign().sum()) * least <= weight.numel()
 
 
-def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows and the components, in ascending order of these, of the weights (n, K) that are not zero: both (m,)."""
+def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights (n, K) that are not zero: their rows, components in ascending order, and values, all (m,)."""
     row, component = weight.nonzero(as_tuple=True)
     component, order = component.sort(stable=True)
-    return row[order], component
+    row = row[order]
+    return row, component, weight[row, component]
 
 
 def add_pairs(total: Tensor, x: Tensor, rows: Tensor, groups: Tensor, weight: Tensor) -> None:

@@ -82,17 +82,16 @@ class ExpandedScale(Scale):
             return weighted_sums(weight, features)
         if is_sparse(weight):
             moments = exact(features.new_zeros(K, features.shape[1]))
-            row, component = pairs_of(weight)
-            far = torch.isin(component, apart)
-            near = ~far
-            add_pairs(moments, features, row[near], component[near], weight[row[near], component[near]])
-            row, component = row[far], component[far]
+            pairs = pairs_of(weight)
+            far = torch.isin(pairs[1], apart)
+            add_pairs(moments, features, *(part[~far] for part in pairs))
+            row, component, value = (part[far] for part in pairs)
         else:
             moments = cross_moments(weight, features).index_fill_(0, apart, 0)
-            row, which = pairs_of(weight[:, apart])
+            row, which, value = pairs_of(weight[:, apart])
             component = apart[which]
         block = max(1, CACHED_ELEMENTS // features.shape[1])
-        for rows, components in zip(row.split(block), component.split(block)):
-            y = self.features(features[:, :d].index_select(0, rows).sub_(means[components]))
-            add_pairs(moments, y, torch.arange(len(y), device=y.device), components, weight[rows, components])
+        for rows, owner, w in zip(row.split(block), component.split(block), value.split(block)):
+            y = self.features(features[:, :d].index_select(0, rows).sub_(means[owner]))
+            add_pairs(moments, y, torch.arange(len(y), device=y.device), owner, w)
         return moments

@@ -138,17 +138,16 @@ class LowRankScale(Scale):
         projection = projection.to(features.dtype)
         # As in `FullScale`, only the rows that count are gathered. What needs no loop over components is out of it.
         moments, squares = torch.zeros_like(scatter), scatter.new_zeros(len(means), d + q)
-        row, component = pairs_of(weight)
         block = max(1, CACHED_ELEMENTS // d)
-        for rows, owner in zip(row.split(block), component.split(block)):
-            w = weight[rows, owner][:, None]
+        for rows, owner, w in zip(*(part.split(block) for part in pairs_of(weight))):
             y = features.new_empty(len(rows), d + q)  # x − μ and the factors
             torch.sub(features[:, :d].index_select(0, rows), means[owner], out=y[:, :d])
             present, counts = owner.unique_consecutive(return_counts=True)
-            for k, part, share in zip(present.tolist(), y.split(counts.tolist()), w.split(counts.tolist())):
+            sizes = counts.tolist()
+            for k, part, share in zip(present.tolist(), y.split(sizes), w[:, None].split(sizes)):
                 factors = torch.mm(part[:, :d], projection[k].T, out=part[:, d:])
                 moments[k] += cross_moments(part, torch.cat([share, share * factors], dim=1))
-            add_pairs(squares, y.square_(), torch.arange(len(y), device=y.device), owner, w[:, 0])
+            add_pairs(squares, y.square_(), torch.arange(len(y), device=y.device), owner, w)
         first += moments[:, :d, 0]
         moments[:, :d, 0] = squares[:, :d]
         scatter += moments
