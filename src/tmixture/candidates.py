@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tmixture import distributed, em, tiles
 from tmixture.chunks import CHUNK_ELEMENTS, Chunk, Chunks, chunk_size
-from tmixture.density import Density, working_dtype
+from tmixture.density import Density, working_density
 from tmixture.initialization import nearest
 from tmixture.parameters import Parameters
 from tmixture.scales.expanded import ExpandedScale
@@ -82,7 +82,7 @@ class TruncatedExpectation:
         Raises:
             ValueError: the rows come in another order than before.
         """
-        density = Density(parameters, working_dtype(parameters, self.dtype, apart=True))
+        density = working_density(parameters, self.dtype, apart=True)
         self.passes += 1
         if self.sets is None or bound is None or self.rest == 0:
             sets = self._moved(density, anew=bound is None)
@@ -98,7 +98,7 @@ class TruncatedExpectation:
     def disagreement(self, parameters: Parameters, generator: torch.Generator | None) -> float:
         """The share of the rows whose best candidate is not their best component, from a random sample of rows."""
         assert self.best is not None
-        density = Density(parameters, working_dtype(parameters, self.dtype))
+        density = working_density(parameters, self.dtype)
         # A generator of its own: what is drawn later must not depend on the number of rows.
         generator = torch.Generator().manual_seed(int(torch.randint(2**31 - 1, (), generator=generator)))
         counts = torch.zeros(2, device=self.best.device)

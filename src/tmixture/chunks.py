@@ -134,12 +134,17 @@ class Chunks:
             waiting.append(piece)
             count += len(piece)
             if count >= self.size:
-                joined = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
+                joined = _joined(waiting)
                 yield joined[: self.size]
                 waiting = [joined[self.size :]] if count > self.size else []
                 count -= self.size
         if count:
-            yield torch.cat(waiting)
+            yield _joined(waiting)
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    """The rows of all pieces, which are not copied where there is one."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def chunk_size(n_components: int, n_features: int, *, cached: bool = False) -> int:

@@ -48,6 +48,11 @@ class Density:
         self.apart = self.scale.apart(self.means)
         self._room: Tensor | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the arithmetic on chunks."""
+        return self.origin.dtype
+
     def take(self, components: Tensor) -> Density:
         """The densities of the given components alone."""
         part = copy(self)
@@ -64,9 +69,8 @@ class Density:
 
     def centred(self, x: Tensor) -> Tensor:
         """Rows (…, d) about the origin."""
-        dtype = self.origin.dtype
-        wide = torch.promote_types(x.dtype, dtype)
-        return (x.to(wide) - self.origin.to(wide)).to(dtype)
+        wide = torch.promote_types(x.dtype, self.dtype)
+        return (x.to(wide) - self.origin.to(wide)).to(self.dtype)
 
     def features_in_turn(self, x: Tensor) -> Tensor:
         """The same as `features`, without gradients and valid until the next call, which takes the same memory.
@@ -77,7 +81,7 @@ class Density:
         if self._room is None or len(self._room) < len(x):
             self._room = self.origin.new_empty(len(x), width)
         features = self._room[: len(x)]
-        torch.sub(x if x.is_floating_point() else x.to(self.origin.dtype), self.origin, out=features[:, :d])
+        torch.sub(x if x.is_floating_point() else x.to(self.dtype), self.origin, out=features[:, :d])
         if width > d:
             self.scale.further_features(features[:, :d], out=features[:, d:])
         return features
@@ -190,8 +194,8 @@ def relevance_threshold(best: Tensor) -> Tensor:
     return best + (math.log(negligible(best.dtype)) - 1)
 
 
-def working_dtype(parameters: Parameters, dtype: torch.dtype, *, apart: bool = False) -> torch.dtype:
-    """The dtype in which distances must be computed: `dtype`, at least float32, or float64 for far-apart means.
+def working_density(parameters: Parameters, dtype: torch.dtype, *, apart: bool = False) -> Density:
+    """The densities in the dtype in which distances must be computed: at least float32, or float64 for far-apart means.
 
     Distances are taken about the mixture's mean. A component whose own mean lies m standard deviations away from it
     loses about m²·2⁻²⁴ of δ to cancellation where the structure expands squares, and 2m√δ·2⁻²⁴ elsewhere.
@@ -203,13 +207,12 @@ def working_dtype(parameters: Parameters, dtype: torch.dtype, *, apart: bool = F
     """
     dtype = torch.promote_types(dtype, torch.float32)
     exact = accumulation_dtype(parameters.means.device)
-    if dtype == exact:
-        return dtype
-    density = Density(parameters, exact)
-    if density.scale.cancellation() > CANCELLATION_LIMIT:
-        return exact
+    if dtype == exact or parameters.scale.cancellation() > CANCELLATION_LIMIT:
+        return Density(parameters, exact)
+    density = Density(parameters, dtype)
     separation = density.expanded_terms() / parameters.n_features
     limits = torch.full_like(separation, EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT)
     if apart:
         limits[density.apart] = DIRECT_LIMIT
-    return exact if (separation > limits).any() else dtype
+    # NaN, of numbers that overflow in this dtype, is not accurate either.
+    return density if (separation <= limits).all() else Density(parameters, exact)

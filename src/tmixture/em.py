@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.chunks import Chunk
-from tmixture.density import Density, negligible, working_dtype
+from tmixture.density import Density, negligible, working_density
 from tmixture.dof import expected_log_correction, solve_dof
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.sampling import draw_sample
@@ -103,7 +103,7 @@ def expectation(
         rules: used for what must be accumulated.
         dtype: of the arithmetic on chunks; float64 is used where float32 would cancel.
     """
-    density = Density(parameters, working_dtype(parameters, dtype, apart=True))
+    density = working_density(parameters, dtype, apart=True)
     statistics = no_statistics(density)
     for chunk in chunks:
         accumulate(statistics, density, chunk, learn_dof=bool(rules.learn_dof))
@@ -296,7 +296,7 @@ def poorly_explained(
     """
     size = min(4 * parameters.n_components, max(4 * count, RESTART_ROWS))
     sample = draw_sample(chunks, size, dtype, generator, shared=synchronize)
-    density = Density(parameters, working_dtype(parameters, dtype))
+    density = working_density(parameters, dtype)
     order = density.log_likelihood(sample.x).argsort()
     worse = sample.x[order[: max(1, len(order) // 2)]]
     worse = worse[torch.randperm(len(worse), generator=generator).to(worse.device)]

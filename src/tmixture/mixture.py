@@ -20,7 +20,7 @@ from typing_extensions import Self
 from tmixture import candidates, diagnostics, em, files, initialization, sampling, validation
 from tmixture import distributed as communication
 from tmixture.chunks import Chunk, Chunks, Data, check_finite, chunk_size, gpu_chunk_size
-from tmixture.density import Density, working_dtype
+from tmixture.density import Density, working_density
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.statistics import SufficientStatistics
@@ -626,7 +626,7 @@ class StudentTMixture(nn.Module):
             return
         with _exact_arithmetic(self.means.device):
             self._is_fitted = bool(self.fitted)
-            self._working_dtype = working_dtype(self._current(), self.means.dtype)
+            self._working_dtype = working_density(self._current(), self.means.dtype).dtype
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

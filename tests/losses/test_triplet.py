@@ -74,6 +74,24 @@ def test_blocks_of_anchors_give_the_same_triplets(monkeypatch):
     torch.testing.assert_close(torch.stack(SemiHardMiner()(x, labels)), whole)
 
 
+def test_threads_that_sort_give_the_same_triplets(monkeypatch):
+    x, labels = clustered(50, spread=2.0)
+    whole = torch.stack(SemiHardMiner()(x, labels))
+    monkeypatch.setattr("losses.miners.ELEMENTS_PER_THREAD", 500)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    torch.testing.assert_close(torch.stack(SemiHardMiner()(x, labels)), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_mined(dtype):
+    x, labels = clustered(30, spread=2.0)
+    x = x.to(dtype)
+    anchor, positive, negative = SemiHardMiner(0.5, CosineSimilarity())(x, labels)
+    assert len(anchor) > 20
+    similarity = CosineSimilarity()(x, x)
+    assert (similarity[anchor, positive] > similarity[anchor, negative]).all()
+
+
 @pytest.mark.parametrize(
     ("miner", "reference"), [("semihard", SemiHardMiner(0.3)), ("hard", BatchHardMiner()), (None, None)]
 )

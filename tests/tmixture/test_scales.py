@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from scipy.special import logsumexp
 
-from tmixture.density import Density, negligible, working_dtype
+from tmixture.density import Density, negligible, working_density
 from tmixture.scales import STRUCTURES as CLASSES
 from tmixture.scales import base
 from tmixture.scales.cholesky import whitening_of
@@ -151,6 +151,18 @@ def test_distances_that_are_not_completed_belong_to_irrelevant_components(d, spr
         assert (partial < 0.9 * whole).double().mean() > 0.5  # most of the work was saved
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_numbers_beyond_float32_are_worked_on_in_float64(structure, apart):
+    model = naive.random_model(2, 3, structure)
+    model.scales[:] *= 1e-32
+    model.means[:] *= 1e12
+    mixture = from_model(model, structure, dtype=torch.float64)
+    density = working_density(mixture._current(), torch.float32, apart=apart)
+    assert density.dtype == torch.float64
+    assert density.expanded_terms().isfinite().all()
+
+
 @pytest.mark.parametrize("sharpness", [3.0, 30.0, 300.0])
 @pytest.mark.parametrize("n_tight", [1, 4])
 @pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
@@ -162,7 +174,7 @@ def test_far_components_cost_no_float64(covariance_type, n_tight, sharpness):
     x = naive.draw(model, 500)
     mixture = from_model(model, covariance_type, dtype=torch.float32, max_iter=1)
     assert mixture._working_dtype == torch.float64  # what one matrix product for all components would take
-    assert working_dtype(mixture._current(), torch.float32, apart=True) == torch.float32
+    assert working_density(mixture._current(), torch.float32, apart=True).dtype == torch.float32
     expected = naive.em_step(x, model, covariance_type)
     mixture.fit(torch.as_tensor(x).float())
     np.testing.assert_allclose(mixture.means, expected.means, rtol=1e-5, atol=1e-6)

@@ -278,9 +278,7 @@ def is_sparse(weight: Tensor) -> bool:
 
 def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The weights (n, K) that are not zero: their rows, components in ascending order, and values, all (m,)."""
-    row, component = weight.nonzero(as_tuple=True)
-    component, order = component.sort(stable=True)
-    row = row[order]
+    component, row = weight.T.nonzero(as_tuple=True)
     return row, component, weight[row, component]
 
 

@@ -12,9 +12,6 @@ from tmixture.scales.base import (
     EXPANDED_LIMIT,
     Scale,
     add_pairs,
-    cross_moments,
-    exact,
-    is_sparse,
     pairs_of,
     weighted_sums,
 )
@@ -77,21 +74,13 @@ class ExpandedScale(Scale):
 
     def moments(self, features: Tensor, weight: Tensor, means: Tensor) -> Tensor:
         """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""
-        K, d, apart = *means.shape, self.apart(means)
+        apart = self.apart(means)
         if len(apart) == 0:
             return weighted_sums(weight, features)
-        if is_sparse(weight):
-            moments = exact(features.new_zeros(K, features.shape[1]))
-            pairs = pairs_of(weight)
-            far = torch.isin(pairs[1], apart)
-            add_pairs(moments, features, *(part[~far] for part in pairs))
-            row, component, value = (part[far] for part in pairs)
-        else:
-            moments = cross_moments(weight, features).index_fill_(0, apart, 0)
-            row, which, value = pairs_of(weight[:, apart])
-            component = apart[which]
+        moments = weighted_sums(weight.index_fill(1, apart, 0), features)
+        row, which, value = pairs_of(weight[:, apart])
         block = max(1, CACHED_ELEMENTS // features.shape[1])
-        for rows, owner, w in zip(row.split(block), component.split(block), value.split(block)):
-            y = self.features(features[:, :d].index_select(0, rows).sub_(means[owner]))
+        for rows, owner, w in zip(row.split(block), apart[which].split(block), value.split(block)):
+            y = self.features(features[:, : means.shape[1]].index_select(0, rows).sub_(means[owner]))
             add_pairs(moments, y, torch.arange(len(y), device=y.device), owner, w)
         return moments
