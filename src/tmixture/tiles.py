@@ -2,7 +2,7 @@
 
 Rows of one home have the same candidates. With thousands of homes, a matrix product for each of them would spend its
 time on everything but arithmetic, so the rows of a home are cut into tiles of a few rows, and many tiles are worked on
-at once. So are the moments: the pairs of a row and a component that has a share in it are cut into tiles by component.
+at once. The moments are sums over the pairs of a row and a component that has a share in it.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def accumulate(
     exact = statistics.mass.dtype
     best, log_likelihood = torch.empty_like(homes), density.origin.new_empty(len(homes))
     counts, pairs = torch.zeros_like(statistics.mass), []
-    per_tile = (2 * neighbours.shape[1] + TILE_ROWS) * density.scale.width(density.n_features)
-    for rows, filled, home in in_blocks(tiles(homes, len(neighbours)), per_tile):
+    # As many tiles at a time as have temporaries in a CPU's caches.
+    block = CACHED_ELEMENTS // ((2 * neighbours.shape[1] + TILE_ROWS) * density.scale.width(density.n_features))
+    for rows, filled, home in zip(*(part.split(max(1, block)) for part in tiles(homes, len(neighbours)))):
         candidates = neighbours[home]
         distances, joint = relevant(density, chunk.x[rows], home, candidates)
         evidence, responsibilities = em.evidence(joint.flatten(0, 1))
@@ -107,12 +108,13 @@ def _add_moments(
 ) -> None:
     """Add weight_p·[y, squares of y] with y = x_row − reference to the moments of the component of each pair p."""
     scale = _expanded(density)
-    reference = scale.reference(density.means)
-    per_tile = 2 * TILE_ROWS * scale.width(density.n_features)
-    for pairs, filled, owner in in_blocks(tiles(components, len(density.means)), per_tile):
-        y = density.centred(x[rows[pairs]]) - reference[owner][:, None]
-        moments = (weight[pairs] * filled)[:, None] @ scale.features(y)
-        scale.add_moments(statistics.first, statistics.scatter, moments[:, 0], owner)
+    reference, width = scale.reference(density.means), scale.width(density.n_features)
+    moments = statistics.first.new_zeros(len(reference), width)
+    for pairs in components.argsort(stable=True).split(max(1, CACHED_ELEMENTS // width)):
+        owner = components[pairs]
+        y = density.centred(x[rows[pairs]]) - reference[owner]
+        scale.add_points(moments, y, owner, weight[pairs])
+    scale.add_moments(statistics.first, statistics.scatter, moments)
 
 
 def tiles(groups: Tensor, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,11 +137,6 @@ def tiles(groups: Tensor, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
     position = first[:, None] + torch.arange(TILE_ROWS, device=groups.device)
     entries = groups.argsort(stable=True)[position.minimum(end[:, None] - 1)]
     return entries, position < end[:, None], owner
-
-
-def in_blocks(tiled: tuple[Tensor, ...], per_tile: int) -> zip[tuple[Tensor, ...]]:
-    """The same tensors, as many tiles at a time as have temporaries of `per_tile` elements each in a CPU's caches."""
-    return zip(*(tensor.split(max(1, CACHED_ELEMENTS // per_tile)) for tensor in tiled))
 
 
 def _expanded(density: Density) -> ExpandedScale:

@@ -62,15 +62,23 @@ class ExpandedScale(Scale):
         weight: Tensor,
         means: Tensor,
     ) -> None:
-        moments = self.moments(features, weight, means)
+        self.add_moments(first, scatter, self.moments(features, weight, means))
+
+    def add_moments(self, first: Tensor, scatter: Tensor, moments: Tensor) -> None:
+        """Add moments (K, p) to the two statistics, in place."""
         first += moments[:, : first.shape[1]]
         scatter += self.squares(moments)
 
-    def add_moments(self, first: Tensor, scatter: Tensor, moments: Tensor, components: Tensor) -> None:
-        """Add moments (m, p) of the given components (m,), repeats allowed, to those of all, in place."""
-        moments = moments.to(first.dtype)
-        first.index_add_(0, components, moments[:, : first.shape[1]])
-        scatter.index_add_(0, components, self.squares(moments))
+    def add_points(self, moments: Tensor, y: Tensor, components: Tensor, weight: Tensor) -> None:
+        """Add weight_m·[y_m, squares of y_m] to moments[components_m], in place.
+
+        Args:
+            moments: (K, p), in float64 where the device has it.
+            y: (m, d), points about the references of their components.
+            components: (m,), in ascending order.
+            weight: (m,).
+        """
+        add_pairs(moments, self.features(y), torch.arange(len(y), device=y.device), components, weight)
 
     def moments(self, features: Tensor, weight: Tensor, means: Tensor) -> Tensor:
         """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""
@@ -81,6 +89,6 @@ class ExpandedScale(Scale):
         row, which, value = pairs_of(weight[:, apart])
         block = max(1, CACHED_ELEMENTS // features.shape[1])
         for rows, owner, w in zip(row.split(block), apart[which].split(block), value.split(block)):
-            y = self.features(features[:, : means.shape[1]].index_select(0, rows).sub_(means[owner]))
-            add_pairs(moments, y, torch.arange(len(y), device=y.device), owner, w)
+            y = features[:, : means.shape[1]].index_select(0, rows).sub_(means[owner])
+            self.add_points(moments, y, owner, w)
         return moments
