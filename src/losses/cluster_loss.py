@@ -21,6 +21,7 @@ from losses.terms import Terms, count_terms, weigh_anchors
 from losses.weights import FREQUENCIES, ClusterWeights
 from tmixture import StudentTMixture
 from tmixture.distributed import is_active, together, world_size
+from tmixture.precision import full_precision
 
 # A mixture is first fitted to a memory when it holds this many rows per component, or when it is full.
 FIRST_FIT_ROWS = 10
@@ -42,7 +43,8 @@ class ClusterLoss(BaseMetricLossFunction):
     With `labels` or `indices_tuple` it is the wrapped loss, and the mixture takes no part: no update, no weights, no
     memory. `labels` without an `indices_tuple` go through the miner, if there is one.
 
-    Everything is computed in at least float32, whatever the embeddings' dtype and whatever autocast says.
+    Everything is computed in at least float32, whatever the embeddings' dtype and whatever autocast and
+    `torch.set_float32_matmul_precision` say.
 
     In several processes a train-mode call is a collective operation, and the mixtures stay identical: each process
     brings its own rows or, in a `DistributedLossWrapper`, all of them. The mixture must have been made with
@@ -140,7 +142,7 @@ class ClusterLoss(BaseMetricLossFunction):
         """
         if not isinstance(embeddings, Tensor):
             raise ValueError(f"embeddings must be a tensor (B, d), got {type(embeddings).__name__}")
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with full_precision(embeddings.device):
             embeddings = at_least_float32(embeddings)
             ref_emb = None if ref_emb is None else at_least_float32(ref_emb)
             if labels is not None or indices_tuple is not None:

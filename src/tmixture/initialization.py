@@ -1,4 +1,4 @@
-"""Starting parameters: faiss k-means, k-means++, random rows, or whatever is given."""
+"""Starting parameters: k-means, k-means++, random rows, or whatever is given."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from tmixture.em import Rules, expectation, maximization
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.sampling import Sample
 from tmixture.scales import Scale
+from tmixture.scales.base import exact
 
-# Elements of a block of the (n, K) distance matrix.
+# Elements of a block of rows, or of their distances from all centres.
 DISTANCE_ELEMENTS = 2**23
+# Of Lloyd's algorithm.
+LLOYD_ROUNDS = 20
 # k-means++ draws its centres in at most this many rounds.
 SEED_ROUNDS = 64
 # … from this many rows per component.
@@ -27,16 +30,31 @@ GRADUAL_STEPS = 10
 
 
 def kmeans(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
-    """Centres (K, d) by Lloyd's algorithm, through faiss, from the seeds of k-means++."""
-    clustering = faiss.Kmeans(
-        x.shape[1], n_components, niter=20, min_points_per_centroid=1, max_points_per_centroid=len(x)
-    )
+    """Centres (K, d) by Lloyd's algorithm, through faiss on a CPU, from the seeds of k-means++."""
     seeds = kmeans_plus_plus(x, weight, n_components, generator)
+    if x.device.type != "cpu":
+        return lloyd(x, weight, seeds)
+    clustering = faiss.Kmeans(
+        x.shape[1], n_components, niter=LLOYD_ROUNDS, min_points_per_centroid=1, max_points_per_centroid=len(x)
+    )
     rows = np.ascontiguousarray(x.float().cpu().numpy())
     clustering.train(
         rows, weights=weight.float().cpu().numpy(), init_centroids=np.ascontiguousarray(seeds.float().cpu().numpy())
     )
     return torch.from_numpy(np.array(clustering.centroids)).to(x)
+
+
+def lloyd(x: Tensor, weight: Tensor, centres: Tensor) -> Tensor:
+    """Centres (K, d) by Lloyd's algorithm on the device of the rows; one that loses its rows stays where it is."""
+    block = max(1, DISTANCE_ELEMENTS // x.shape[1])
+    for _ in range(LLOYD_ROUNDS):
+        sums, mass = exact(torch.zeros_like(centres)), exact(centres.new_zeros(len(centres), 1))
+        for rows, w in zip(x.split(block), exact(weight).split(block)):
+            labels = nearest(rows, centres)
+            mass.index_add_(0, labels, w[:, None])
+            sums.index_add_(0, labels, rows * w[:, None])
+        centres = torch.where(mass > 0, sums / mass, centres).to(x)
+    return centres
 
 
 def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from tmixture import distributed as communication
 from tmixture.chunks import Chunk, Chunks, Data, check_finite, chunk_size, gpu_chunk_size
 from tmixture.density import Density, working_density
 from tmixture.parameters import Parameters, accumulation_dtype
+from tmixture.precision import exact_arithmetic, full_precision
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.statistics import SufficientStatistics
 from tmixture.streaming import PowerDecay, RunningStatistics, StepSize, rate_of
@@ -47,7 +48,7 @@ class StudentTMixture(nn.Module):
 
     Parameters live in buffers, so `.to()`, `state_dict` and being part of another network work as for `BatchNorm`.
     Input of any floating or integer dtype is accepted by all methods; what is computed is at least float32, whatever
-    autocast says.
+    autocast and `torch.set_float32_matmul_precision` say.
 
     Args:
         n_components: K.
@@ -73,6 +74,8 @@ class StudentTMixture(nn.Module):
             plenty where clusters are distinct. What EM then raises is a lower bound of the log-likelihood. Everything
             but `fit` stays exact, `partial_fit` included.
         chunk_size: rows worked on at a time; chosen from K and d if None.
+        allow_tf32: whether a GPU may round the factors of float32 products to TF32, which is faster and leaves
+            distances about three digits. By default they are float32 whatever torch is set to.
         distributed: whether every process of the default group brings a share of the data; they end with the same
             parameters as one process with all data. `fit`, `partial_fit` and the scores are then collective
             operations: every process calls them. An error in one of them is one in all.
@@ -129,6 +132,7 @@ class StudentTMixture(nn.Module):
         warm_start: bool = False,
         max_candidates: int | None = None,
         chunk_size: int | None = None,
+        allow_tf32: bool = False,
         distributed: bool = False,
         generator: torch.Generator | int | None = None,
         verbose: bool = False,
@@ -152,6 +156,7 @@ class StudentTMixture(nn.Module):
         self.warm_start = warm_start
         self.max_candidates = validation.at_most(max_candidates, n_components, "max_candidates")
         self.chunk_size = None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size")
+        self.allow_tf32 = allow_tf32
         self.distributed = distributed
         self.generator = validation.generator(generator)
         self.verbose = verbose
@@ -206,7 +211,7 @@ class StudentTMixture(nn.Module):
         """
         generator = self._generator()
         fits: list[em.Fit] = []
-        with _exact_arithmetic(self.means.device):
+        with self._exact_arithmetic():
             with self._together():
                 chunks = self._chunks(data, sample_weight, truncated=self.max_candidates is not None)
                 given = None if responsibilities is None else self._chunks(data, sample_weight, responsibilities)
@@ -253,7 +258,7 @@ class StudentTMixture(nn.Module):
             ValueError: the batch has the wrong shape, or values that are not finite. Nothing has changed then.
             RuntimeError: another process failed, and the message says which and why; or one stopped answering.
         """
-        with _exact_arithmetic(self.means.device):
+        with self._exact_arithmetic():
             with self._together():
                 chunks = self._chunks(batch, sample_weight)
                 if self._is_fitted and not self.running.started and self.running.warmup is None:
@@ -380,7 +385,7 @@ class StudentTMixture(nn.Module):
 
     def component_log_prob(self, x: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
-        with _autocast_off(self.means.device):
+        with self._full_precision():
             density, distances = self._distances(x)
             return density.log_prob(distances).to(self._result_dtype)
 
@@ -393,7 +398,7 @@ class StudentTMixture(nn.Module):
 
         Near 1 for ordinary points of component k, near 0 for points far from it, exactly 1 where ν = ∞.
         """
-        with _autocast_off(self.means.device):
+        with self._full_precision():
             density, distances = self._distances(x)
             return density.outlier_weights(distances).to(self._result_dtype)
 
@@ -531,7 +536,7 @@ class StudentTMixture(nn.Module):
         if order.dim() != 1 or sorted(order.tolist()) != list(range(self.n_components)):
             raise ValueError(f"components must be a permutation of 0 … {self.n_components - 1}, got {order.tolist()}")
         self._require_fitted()
-        with _exact_arithmetic(self.means.device):
+        with self._exact_arithmetic():
             self._commit(self._current().take(order))
             if self.running.started:
                 self.running.set(self.running.get().reorder(self._current().scale, order))
@@ -624,7 +629,7 @@ class StudentTMixture(nn.Module):
         if self.means.is_meta:
             self._is_fitted, self._working_dtype = False, self._result_dtype
             return
-        with _exact_arithmetic(self.means.device):
+        with self._exact_arithmetic():
             self._is_fitted = bool(self.fitted)
             self._working_dtype = working_density(self._current(), self.means.dtype).dtype
 
@@ -705,6 +710,14 @@ class StudentTMixture(nn.Module):
     def _together(self) -> AbstractContextManager[None]:
         """A block that ends in the same way in all processes that this mixture lives in."""
         return communication.together(self.means.device, enabled=self.distributed)
+
+    def _full_precision(self) -> AbstractContextManager[None]:
+        """A block whose products nothing outside makes less precise."""
+        return full_precision(self.means.device, allow_tf32=self.allow_tf32)
+
+    def _exact_arithmetic(self) -> AbstractContextManager[None]:
+        """The same without autograd, for what is kept."""
+        return exact_arithmetic(self.means.device, allow_tf32=self.allow_tf32)
 
     def _checked(self, chunks: Chunks) -> Iterator[Chunk]:
         """The chunks, once the module is known to be fitted and each to be finite."""
@@ -820,7 +833,7 @@ class StudentTMixture(nn.Module):
 
     def _joint(self, x: Tensor) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, K)."""
-        with _autocast_off(self.means.device):
+        with self._full_precision():
             density, distances = self._distances(x)
             return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
 
@@ -834,8 +847,8 @@ class StudentTMixture(nn.Module):
             step = self.step_size
         plain = (
             "n_components", "n_features", "covariance_type", "rank", "learn_dof", "scale_update", "dof_bounds",
-            "reg_covar", "n_init", "max_iter", "tol", "warm_start", "max_candidates", "chunk_size", "distributed",
-            "verbose",
+            "reg_covar", "n_init", "max_iter", "tol", "warm_start", "max_candidates", "chunk_size", "allow_tf32",
+            "distributed", "verbose",
         )  # fmt: skip
         record = ("n_iter_", "converged_", "history_", "n_reseeded_", "disagreement_")
         return {
@@ -846,15 +859,3 @@ class StudentTMixture(nn.Module):
             "dtype": str(self.means.dtype).removeprefix("torch."),
             "record": {name: getattr(self, name) for name in record},
         }
-
-
-def _autocast_off(device: torch.device) -> torch.autocast:
-    """Keep autocast from lowering the precision of densities."""
-    return torch.autocast(device_type=device.type, enabled=False)
-
-
-@contextmanager
-def _exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """No autocast, no autograd, and tensors that may be used outside an enclosing inference mode."""
-    with torch.inference_mode(False), torch.no_grad(), _autocast_off(device):
-        yield

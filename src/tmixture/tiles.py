@@ -16,9 +16,8 @@ from tmixture.density import EXPANSION_ERROR, Density, relevance_threshold
 from tmixture.dof import expected_log_correction
 from tmixture.scales.base import EXPANDED_LIMIT
 from tmixture.scales.expanded import ExpandedScale
+from tmixture.scales.pairs import TILE_ROWS, tiles
 from tmixture.statistics import SufficientStatistics
-
-TILE_ROWS = 32
 
 
 def accumulate(
@@ -115,28 +114,6 @@ def _add_moments(
         y = density.centred(x[rows[pairs]]) - reference[owner]
         scale.add_points(moments, y, owner, weight[pairs])
     scale.add_moments(statistics.first, statistics.scatter, moments)
-
-
-def tiles(groups: Tensor, n_groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut the entries of each group into tiles of equal size.
-
-    Args:
-        groups: (n,), the group of each entry.
-        n_groups: how many there are, of which some may be empty.
-
-    Returns:
-        The entries (T, `TILE_ROWS`) of each tile, the last one of a group repeated where it does not fill its last
-        tile; a mask of the same shape without these repetitions; the group (T,) of each tile.
-    """
-    counts = torch.bincount(groups, minlength=n_groups)
-    per_group = (counts + TILE_ROWS - 1) // TILE_ROWS
-    owner = torch.arange(n_groups, device=groups.device).repeat_interleave(per_group)
-    number = torch.arange(len(owner), device=groups.device) - (per_group.cumsum(0) - per_group)[owner]
-    end = counts.cumsum(0)[owner]
-    first = end - counts[owner] + number * TILE_ROWS
-    position = first[:, None] + torch.arange(TILE_ROWS, device=groups.device)
-    entries = groups.argsort(stable=True)[position.minimum(end[:, None] - 1)]
-    return entries, position < end[:, None], owner
 
 
 def _expanded(density: Density) -> ExpandedScale:

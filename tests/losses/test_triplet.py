@@ -120,6 +120,25 @@ def test_autocast_gives_the_float32_answer(dtype):
     assert layer.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_fast_products_of_the_network_are_not_those_of_the_loss(precision, monkeypatch):
+    seen, compute = [], LpDistance.compute_mat
+
+    def spy(distance, query_emb, ref_emb):
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return compute(distance, query_emb, ref_emb)
+
+    monkeypatch.setattr(LpDistance, "compute_mat", spy)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        ClusterTripletLoss(fitted(), refit="external")(leaf(clustered(40, spread=2.0)[0])).backward()
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert len(seen) == 2  # the miner's and the loss's
+    assert set(seen) == {"ieee"}
+
+
 def test_a_batch_of_4096_is_mined_without_a_tensor_of_all_triplets():
     x, _ = clustered(4096, n_clusters=4, width=8)
     loss_fn = ClusterTripletLoss(n_components=40, embedding_size=8)

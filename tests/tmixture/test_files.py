@@ -36,7 +36,8 @@ def test_everything_comes_back(structure, dtype, tmp_path):
     x = rows(dtype=dtype)
     settings = dict(
         **of(structure), dof=9.0, learn_dof="component", dof_bounds=(1.0, 50.0), reg_covar=1e-3, n_init=2,
-        max_iter=7, tol=1e-3, scale_update="classic", step_size=PowerDecay(0.9, 3.0), chunk_size=100, generator=5,
+        max_iter=7, tol=1e-3, scale_update="classic", step_size=PowerDecay(0.9, 3.0), chunk_size=100,
+        allow_tf32=True, generator=5,
     )  # fmt: skip
     mixture = StudentTMixture(3, 3, dtype=dtype, **settings).fit(x)
     mixture.save(tmp_path / "mixture.safetensors")

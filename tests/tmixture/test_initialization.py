@@ -83,6 +83,22 @@ def test_kmeans_plus_plus_of_fewer_places_than_centres():
     assert centres.unique(dim=0).tolist() == [[0, 0], [1, 1]]
 
 
+@pytest.mark.parametrize("block", [2**23, 100])
+def test_what_devices_without_faiss_take_is_the_same_algorithm(block, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(500, 3, generator=generator), torch.rand(500, generator=generator)
+    seeds = initialization.kmeans_plus_plus(x, weight, 8, torch.Generator().manual_seed(1))
+    expected = initialization.kmeans(x, weight, 8, torch.Generator().manual_seed(1))
+    monkeypatch.setattr(initialization, "DISTANCE_ELEMENTS", block)
+    torch.testing.assert_close(initialization.lloyd(x, weight, seeds), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_centre_that_loses_its_rows_stays_where_it_is():
+    x = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    centres = initialization.lloyd(x, torch.tensor([1.0, 3.0, 1.0, 1.0]), torch.tensor([[0.0], [10.0], [99.0]]))
+    torch.testing.assert_close(centres, torch.tensor([[0.75], [10.5], [99.0]]))
+
+
 def test_kmeans_centres_are_weighted_means_of_their_rows(blobs):
     """The fixed point of Lloyd's algorithm."""
     x, labels = blobs

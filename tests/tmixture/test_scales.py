@@ -8,7 +8,7 @@ from scipy.special import logsumexp
 
 from tmixture.density import Density, negligible, working_density
 from tmixture.scales import STRUCTURES as CLASSES
-from tmixture.scales import base
+from tmixture.scales import pairs
 from tmixture.scales.cholesky import whitening_of
 
 from . import naive
@@ -193,8 +193,8 @@ def test_moments_of_sparse_and_of_dense_responsibilities(dtype, covariance_type,
     density = Density(from_model(model, covariance_type, dtype=dtype)._current(), dtype)
     features, means = density.features(torch.as_tensor(naive.draw(model, 300), dtype=dtype)), density.means
     weight = torch.rand(300, 70, dtype=dtype) * (torch.rand(300, 70) < share)
-    if share < 1 / base.SPARSE[dtype]:
-        monkeypatch.setattr(base, "cross_moments", None)  # no matrix product is needed
+    if share < 1 / pairs.SPARSE[dtype]:
+        monkeypatch.setattr(pairs, "cross_moments", None)  # no matrix product is needed
     ours = density.scale.moments(features, weight, means)
     assert ours.dtype == torch.float64
     tolerance = 1e-9 if dtype == torch.float64 else 2e-5
@@ -212,8 +212,8 @@ def test_weighted_sums_of_many_rows_are_as_exact_as_their_rows(share):
     weight[5:7, 9] = 2.0
     x = 1 + torch.rand(len(weight), 3)
     expected = weight.double().T @ x.double()
-    torch.testing.assert_close(base.weighted_sums(weight, x), expected, rtol=1e-6, atol=0)
-    assert float(base.weighted_sums(weight[:0], x[:0]).abs().sum()) == 0
+    torch.testing.assert_close(pairs.weighted_sums(weight, x), expected, rtol=1e-6, atol=0)
+    assert float(pairs.weighted_sums(weight[:0], x[:0]).abs().sum()) == 0
 
 
 @pytest.mark.parametrize("sharpness", [30.0, 1000.0])

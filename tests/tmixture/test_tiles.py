@@ -6,7 +6,7 @@ import torch
 from tmixture import tiles
 from tmixture.density import Density, negligible
 from tmixture.parameters import Parameters
-from tmixture.scales import DiagonalScale, SphericalScale
+from tmixture.scales import DiagonalScale, SphericalScale, pairs
 
 SCALES = [DiagonalScale, SphericalScale]
 
@@ -14,10 +14,10 @@ SCALES = [DiagonalScale, SphericalScale]
 @pytest.mark.parametrize(("n", "n_groups"), [(0, 3), (1, 1), (31, 1), (32, 1), (33, 1), (500, 7), (500, 900)])
 def test_every_entry_is_in_one_tile_of_its_group(n, n_groups):
     groups = torch.randint(n_groups, (n,), generator=torch.Generator().manual_seed(0))
-    entries, filled, owner = tiles.tiles(groups, n_groups)
+    entries, filled, owner = pairs.tiles(groups, n_groups)
     assert torch.equal(entries[filled].sort().values, torch.arange(n))
     assert (groups[entries] == owner[:, None]).all()  # what fills a tile up is of the same group
-    assert len(owner) == sum(-(-int((groups == group).sum()) // tiles.TILE_ROWS) for group in range(n_groups))
+    assert len(owner) == sum(-(-int((groups == group).sum()) // pairs.TILE_ROWS) for group in range(n_groups))
 
 
 def mixture(scale, K, d, spread, dtype=torch.float64):

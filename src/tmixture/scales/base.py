@@ -21,11 +21,6 @@ DIRECT_LIMIT = 1e8
 # Rows that may be summed in float32 before float64 takes over.
 SUM_ROWS = 512
 
-# Where at most one of so many weights is not zero, summing those is faster than a matrix product over all: on a CPU,
-# where torch is slow to sum chosen rows in float64, and on other devices.
-SPARSE = {torch.float32: 8, torch.float64: 40}
-SPARSE_ELSEWHERE = 64
-
 
 @dataclass(frozen=True)
 class Scale(ABC):
@@ -254,45 +249,6 @@ def cross_moments(a: Tensor, b: Tensor) -> Tensor:
     for rows, others in zip(a.split(SUM_ROWS), b.split(SUM_ROWS)):
         total += rows.T @ others
     return total
-
-
-def weighted_sums(weight: Tensor, x: Tensor) -> Tensor:
-    """Σ_i weight_ik·x_i: (n, K), (n, p) → (K, p), in float64 where the device has it."""
-    if not is_sparse(weight):
-        return cross_moments(weight, x)
-    total = exact(x.new_zeros(weight.shape[1], x.shape[1]))
-    add_pairs(total, x, *pairs_of(weight))
-    return total
-
-
-def is_sparse(weight: Tensor) -> bool:
-    """Whether so few weights (n, K) are not zero that they are better summed one by one.
-
-    So it is in high dimension, where a row has a share in one or two components.
-    """
-    least = SPARSE[weight.dtype] if weight.device.type == "cpu" else SPARSE_ELSEWHERE
-    # Every row has a share somewhere: few components need no look at the weights, for which a GPU would have to wait.
-    # None is negative, and the sum of signs takes a quarter of the time of `count_nonzero`.
-    return weight.shape[1] >= least and float(weight.sign().sum()) * least <= weight.numel()
-
-
-def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights (n, K) that are not zero: their rows, components in ascending order, and values, all (m,)."""
-    component, row = weight.T.nonzero(as_tuple=True)
-    return row, component, weight[row, component]
-
-
-def add_pairs(total: Tensor, x: Tensor, rows: Tensor, groups: Tensor, weight: Tensor) -> None:
-    """Add weight_m·x[rows_m] to total[groups_m], in place: (G, p), (n, p), (m,), (m,) in ascending order, (m,)."""
-    if x.device.type != "cpu":
-        total.index_add_(0, groups, exact(x[rows] * weight[:, None]))
-        return
-    # The one sum over chosen rows that does not write them out first. No more than `SUM_ROWS` of them are one bag.
-    starts = groups.diff(prepend=groups.new_full((1,), -1)) != 0
-    starts[::SUM_ROWS] = True
-    first = starts.nonzero()[:, 0]
-    sums = torch.nn.functional.embedding_bag(rows, x, first, mode="sum", per_sample_weights=weight)
-    total.index_add_(0, groups[first], exact(sums))
 
 
 def column_sums(a: Tensor) -> Tensor:

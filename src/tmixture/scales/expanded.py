@@ -8,13 +8,8 @@ import torch
 from torch import Tensor
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import (
-    EXPANDED_LIMIT,
-    Scale,
-    add_pairs,
-    pairs_of,
-    weighted_sums,
-)
+from tmixture.scales.base import EXPANDED_LIMIT, Scale
+from tmixture.scales.pairs import add_pairs, pairs_of, weighted_sums
 
 
 class ExpandedScale(Scale):

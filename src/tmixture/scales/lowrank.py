@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -11,8 +12,9 @@ from torch.distributions import constraints
 from typing_extensions import Self
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import Scale, add_pairs, cross_moments, exact, pairs_of
+from tmixture.scales.base import Scale, exact
 from tmixture.scales.diag import DiagonalScale
+from tmixture.scales.pairs import TILE_ROWS, pairs_of, tiles
 
 # Share of the variance that the loadings of `isotropic` explain: enough for the first M-steps to turn them.
 START_COMMUNALITY = 0.1
@@ -66,15 +68,17 @@ class LowRankScale(Scale):
         """Ψ."""
         return DiagonalScale(self.whitening)
 
+    @cached_property
     def _whitened_loadings(self) -> tuple[Tensor, Tensor]:
         """Ψ^(−1/2)Λ (K, d, q) and the Cholesky factor of G (K, q, q), in float64 where the device has it."""
         whitened = exact(self.whitening)[:, :, None] * exact(self.loadings)
         identity = torch.eye(whitened.shape[2], dtype=whitened.dtype, device=whitened.device)
         return whitened, torch.linalg.cholesky(identity + whitened.mT @ whitened)
 
+    @cached_property
     def _posterior(self) -> tuple[Tensor, Tensor]:
         """Of the factors given x and U = 1: β (K, q, d) and the covariance G⁻¹ (K, q, q)."""
-        whitened, factor = self._whitened_loadings()
+        whitened, factor = self._whitened_loadings
         covariance = torch.cholesky_inverse(factor)
         return covariance @ whitened.mT * exact(self.whitening)[:, None, :], covariance
 
@@ -88,19 +92,19 @@ class LowRankScale(Scale):
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         K, d, q = self.loadings.shape
-        whitened, factor = self._whitened_loadings()
+        whitened, factor = self._whitened_loadings
         explaining = torch.linalg.solve_triangular(factor, whitened.mT, upper=False) * exact(self.whitening)[:, None]
-        explaining = explaining.to(features.dtype)
-        offsets = (explaining @ means[:, :, None]).reshape(K * q)
-        explained = torch.addmm(offsets, features[:, :d], explaining.reshape(K * q, d).T, beta=-1)
-        explained = explained.square().unflatten(1, (K, q)).sum(2)
+        explaining = explaining.to(features.dtype).transpose(0, 1)  # (q, K, d): sums over factors go along rows
+        offsets = (explaining * means).sum(2).flatten()
+        explained = torch.addmm(offsets, features[:, :d], explaining.reshape(q * K, d).T, beta=-1)
+        explained = explained.square().unflatten(1, (q, K)).sum(1)
         return (self.noise.mahalanobis(features, means) - explained).clamp_(min=0)
 
     def cancellation(self) -> float:
-        return float(self._whitened_loadings()[0].square().sum(2).mean(1).max())
+        return float(self._whitened_loadings[0].square().sum(2).mean(1).max())
 
     def half_log_det(self, n_features: int) -> Tensor:
-        return self.noise.half_log_det(n_features) + self._whitened_loadings()[1].diagonal(dim1=1, dim2=2).log().sum(1)
+        return self.noise.half_log_det(n_features) + self._whitened_loadings[1].diagonal(dim1=1, dim2=2).log().sum(1)
 
     def dense(self, n_components: int, n_features: int) -> Tensor:
         return self.loadings @ self.loadings.mT + self.noise.dense(n_components, n_features)
@@ -133,23 +137,24 @@ class LowRankScale(Scale):
         weight: Tensor,
         means: Tensor,
     ) -> None:
-        d, q = means.shape[1], self.loadings.shape[2]
-        projection, covariance = self._posterior()
+        K, d, q = self.loadings.shape
+        projection, covariance = self._posterior
         projection = projection.to(features.dtype)
-        # As in `FullScale`, only the rows that count are gathered. What needs no loop over components is out of it.
-        moments, squares = torch.zeros_like(scatter), scatter.new_zeros(len(means), d + q)
-        block = max(1, CACHED_ELEMENTS // d)
-        for rows, owner, w in zip(*(part.split(block) for part in pairs_of(weight))):
-            y = features.new_empty(len(rows), d + q)  # x − μ and the factors
-            torch.sub(features[:, :d].index_select(0, rows), means[owner], out=y[:, :d])
-            present, counts = owner.unique_consecutive(return_counts=True)
-            sizes = counts.tolist()
-            for k, part, share in zip(present.tolist(), y.split(sizes), w[:, None].split(sizes)):
-                factors = torch.mm(part[:, :d], projection[k].T, out=part[:, d:])
-                moments[k] += cross_moments(part, torch.cat([share, share * factors], dim=1))
-            add_pairs(squares, y.square_(), torch.arange(len(y), device=y.device), owner, w)
+        moments, squares = scatter.new_zeros(K, 1 + q, d + q), scatter.new_zeros(K, 1, d + q)
+        rows, components, value = pairs_of(weight)
+        block = max(1, CACHED_ELEMENTS // (TILE_ROWS * 2 * (d + q)))
+        for pairs, filled, owner in zip(*(part.split(block) for part in tiles(components, K))):
+            y = features.new_empty(*pairs.shape, d + q)  # x − μ and the factors
+            x = features[:, :d].index_select(0, rows[pairs].flatten()).view(*pairs.shape, d)
+            torch.sub(x, means[owner][:, None], out=y[:, :, :d])
+            y[:, :, d:] = y[:, :, :d] @ projection[owner].mT
+            share = (value[pairs] * filled)[:, None]
+            weighted = torch.cat([share, share * y[:, :, d:].mT], dim=1)
+            moments.index_add_(0, owner, exact(weighted @ y))
+            squares.index_add_(0, owner, exact(share @ y.square_()))
+        moments = moments.mT
         first += moments[:, :d, 0]
-        moments[:, :d, 0] = squares[:, :d]
+        moments[:, :d, 0] = squares[:, 0, :d]
         scatter += moments
         scatter[:, d:, 1:] += covariance * responsibilities.sum(0, dtype=scatter.dtype)[:, None, None]
 
@@ -177,7 +182,7 @@ class LowRankScale(Scale):
         self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
     ) -> Self:
         # The regularization adds rows whose factors are inferred under these scales.
-        projection, _ = self._posterior()
+        projection, _ = self._posterior
         added = regularization * denominator
         squares = scatter[:, :n_features, 0] + added[:, None]
         cross = scatter[:, :n_features, 1:] + added[:, None, None] * projection.mT

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, cross_moments, log64, weighted_sums
+from tmixture.scales.base import Scale, cross_moments, log64
 from tmixture.scales.cholesky import inverse_of, whiten, whitening_of
+from tmixture.scales.pairs import weighted_sums
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,57 @@
+"""Arithmetic whose precision the surrounding training does not lower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def full_precision(device: torch.device, *, allow_tf32: bool = False) -> Iterator[None]:
+    """A block without autocast, in which float32 products are computed in float32 whatever torch was told.
+
+    Those who train with `torch.set_float32_matmul_precision("high")` want their network's products fast. A squared
+    distance is a difference of such products: TF32 leaves it three digits, and bfloat16 hardly any.
+
+    Args:
+        device: where the block computes.
+        allow_tf32: whether a GPU computes them in TF32 instead.
+    """
+    with torch.autocast(device_type=device.type, enabled=False), _products(device, "tf32" if allow_tf32 else "ieee"):
+        yield
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device, *, allow_tf32: bool = False) -> Iterator[None]:
+    """`full_precision` without autograd, for tensors that may be used outside an enclosing inference mode."""
+    with torch.inference_mode(False), torch.no_grad(), full_precision(device, allow_tf32=allow_tf32):
+        yield
+
+
+@contextmanager
+def _products(device: torch.device, precision: str) -> Iterator[None]:
+    """Products of float32 matrices in this precision, "ieee" or "tf32"; the latter on a GPU alone."""
+    backend: Any = {"cuda": torch.backends.cuda.matmul, "cpu": getattr(torch.backends.mkldnn, "matmul", None)}
+    setting = backend.get(device.type)
+    if not hasattr(setting, "fp32_precision"):  # before torch 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    before = setting.fp32_precision
+    wanted = precision if device.type == "cuda" else "ieee"
+    # "none" is torch's default, which is "ieee". It stays, so that it can still follow torch.backends.fp32_precision.
+    if before == "none" and wanted == "ieee":
+        yield
+        return
+    setting.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
