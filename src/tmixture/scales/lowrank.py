@@ -68,7 +68,6 @@ class LowRankScale(Scale):
         """Ψ."""
         return DiagonalScale(self.whitening)
 
-    @cached_property
     def _whitened_loadings(self) -> tuple[Tensor, Tensor]:
         """Ψ^(−1/2)Λ (K, d, q) and the Cholesky factor of G (K, q, q), in float64 where the device has it."""
         whitened = exact(self.whitening)[:, :, None] * exact(self.loadings)
@@ -78,7 +77,7 @@ class LowRankScale(Scale):
     @cached_property
     def _posterior(self) -> tuple[Tensor, Tensor]:
         """Of the factors given x and U = 1: β (K, q, d) and the covariance G⁻¹ (K, q, q)."""
-        whitened, factor = self._whitened_loadings
+        whitened, factor = self._whitened_loadings()
         covariance = torch.cholesky_inverse(factor)
         return covariance @ whitened.mT * exact(self.whitening)[:, None, :], covariance
 
@@ -92,7 +91,7 @@ class LowRankScale(Scale):
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         K, d, q = self.loadings.shape
-        whitened, factor = self._whitened_loadings
+        whitened, factor = self._whitened_loadings()
         explaining = torch.linalg.solve_triangular(factor, whitened.mT, upper=False) * exact(self.whitening)[:, None]
         explaining = explaining.to(features.dtype).transpose(0, 1)  # (q, K, d): sums over factors go along rows
         offsets = (explaining * means).sum(2).flatten()
@@ -101,10 +100,10 @@ class LowRankScale(Scale):
         return (self.noise.mahalanobis(features, means) - explained).clamp_(min=0)
 
     def cancellation(self) -> float:
-        return float(self._whitened_loadings[0].square().sum(2).mean(1).max())
+        return float(self._whitened_loadings()[0].square().sum(2).mean(1).max())
 
     def half_log_det(self, n_features: int) -> Tensor:
-        return self.noise.half_log_det(n_features) + self._whitened_loadings[1].diagonal(dim1=1, dim2=2).log().sum(1)
+        return self.noise.half_log_det(n_features) + self._whitened_loadings()[1].diagonal(dim1=1, dim2=2).log().sum(1)
 
     def dense(self, n_components: int, n_features: int) -> Tensor:
         return self.loadings @ self.loadings.mT + self.noise.dense(n_components, n_features)
