@@ -15,7 +15,7 @@ from tmixture.scales.base import SUM_ROWS, cross_moments, exact
 SPARSE = {torch.float32: 8, torch.float64: 40}
 SPARSE_ELSEWHERE = 64
 
-# To walk down so many columns takes less time than to sort what a walk along the rows finds; of more, three times as long.
+# To walk down so many columns is faster than to sort what a walk along the rows finds, with more of them slower.
 FEW_COLUMNS = 64
 
 # Rows of a tile: enough for a matrix product, few enough that a group of few rows wastes little.
