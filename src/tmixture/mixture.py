@@ -74,8 +74,8 @@ class StudentTMixture(nn.Module):
             plenty where clusters are distinct. What EM then raises is a lower bound of the log-likelihood. Everything
             but `fit` stays exact, `partial_fit` included.
         chunk_size: rows worked on at a time; chosen from K and d if None.
-        allow_tf32: whether a GPU may round the factors of float32 products to TF32, which is faster and leaves
-            distances three or four digits. By default they are float32 whatever torch is set to.
+        allow_tf32: whether a GPU may round the factors of float32 products to the eleven bits of TF32, which is faster.
+            By default they are float32 whatever torch is set to.
         distributed: whether every process of the default group brings a share of the data; they end with the same
             parameters as one process with all data. `fit`, `partial_fit` and the scores are then collective
             operations: every process calls them. An error in one of them is one in all.

@@ -13,8 +13,8 @@ def full_precision(device: torch.device, *, allow_tf32: bool = False) -> Abstrac
     """A block without autocast, in which float32 products are computed in float32 whatever torch was told.
 
     Those who train with `torch.set_float32_matmul_precision("high")` want their network's products fast. A squared
-    distance is a difference of such products, and a density its exponential: in 512 features TF32 puts it off by up to
-    0.1, and bfloat16 by up to 1. Only a graph of `torch.compile` has the products that torch was told.
+    distance is a difference of such products, and a density its exponential, but TF32 keeps eleven bits of the factors
+    and bfloat16 eight. Only a graph of `torch.compile` has the products that torch was told.
 
     Args:
         device: where the block computes.
