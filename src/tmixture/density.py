@@ -14,6 +14,7 @@ from tmixture.chunks import chunk_size
 from tmixture.distributions import log_normalizer
 from tmixture.parameters import Parameters, accumulation_dtype
 from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT
+from tmixture.scales.pairs import rows_of
 
 # The error of an expanded distance, in rounding errors of the terms that cancel in it, at most.
 EXPANSION_ERROR = 16.0
@@ -26,9 +27,14 @@ class Density:
     """The component densities of one set of parameters, prepared for any number of chunks.
 
     Everything that depends on the parameters alone is computed here once, in float64; chunks are worked on in `dtype`.
+
+    Args:
+        parameters: of the mixture.
+        dtype: of the arithmetic on chunks.
+        apart: indices of the components that `relevant` and the moments treat apart; None for none.
     """
 
-    def __init__(self, parameters: Parameters, dtype: torch.dtype) -> None:
+    def __init__(self, parameters: Parameters, dtype: torch.dtype, apart: Tensor | None = None) -> None:
         d = parameters.n_features
         # Rounded to the chunks' dtype first, so that x and the means lose exactly the same point.
         self.origin = parameters.origin().to(dtype)
@@ -45,8 +51,13 @@ class Density:
         self.exponent = torch.where(gaussian, 0.0, -(self.dof + d) / 2)
         self.slope = torch.where(gaussian, -0.5, torch.zeros_like(self.dof))
         self.n_features = d
-        self.apart = self.scale.apart(self.means)
+        self.apart = torch.empty(0, dtype=torch.long, device=self.means.device) if apart is None else apart
         self._room: Tensor | None = None
+
+    @property
+    def reference(self) -> Tensor:
+        """The points (K, d), about the origin, about which the moments are taken."""
+        return self.scale.reference(self.means, self.apart)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,13 +65,11 @@ class Density:
         return self.origin.dtype
 
     def take(self, components: Tensor) -> Density:
-        """The densities of the given components alone."""
+        """The densities of the given components alone, for structures that treat none apart."""
         part = copy(self)
         part.scale = self.scale.take(components)
-        part.expansion_error = self.expansion_error[components]
         for name in ("means", "constant", "log_weights", "dof", "inverse_dof", "exponent", "slope"):
             setattr(part, name, getattr(self, name)[components])
-        part.apart = part.expansion_error.nonzero()[:, 0]
         return part
 
     def features(self, x: Tensor) -> Tensor:
@@ -103,12 +112,13 @@ class Density:
         distances = torch.stack([self.scale.part_of_mahalanobis(0, k, features, m) for k, m in enumerate(self.means)])
         best = self.joint(distances.T).argmax(1)
         is_best = best == torch.arange(len(self.means), device=best.device)[:, None]
+        rows = rows_of(is_best)
         for part in range(1, n_parts):
-            self._add_part(part, is_best, distances, features)
+            self._add_part(part, rows, distances, features)
         threshold = relevance_threshold(self.joint(distances.T).gather(1, best[:, None]))
         for part in range(1, n_parts):
             possible = (self.joint(distances.T) > threshold).T
-            self._add_part(part, possible & ~is_best, distances, features)
+            self._add_part(part, rows_of(possible & ~is_best), distances, features)
         distances = distances.T.clamp(max=torch.finfo(features.dtype).max)
         return distances, self.joint(distances)
 
@@ -138,13 +148,12 @@ class Density:
         origin = self.scale.features(torch.zeros_like(self.origin)[None])
         return self.mahalanobis(origin)[0]
 
-    def _add_part(self, part: int, pairs: Tensor, distances: Tensor, features: Tensor) -> None:
-        """Add a part of the distances to those (K, n) of the pairs in the mask (K, n), in place."""
-        for k, mean in enumerate(self.means):
-            rows = pairs[k].nonzero()[:, 0]
-            if len(rows):
-                chosen = features if len(rows) == len(features) else features.index_select(0, rows)
-                distances[k].index_add_(0, rows, self.scale.part_of_mahalanobis(part, k, chosen, mean))
+    def _add_part(self, part: int, rows: tuple[Tensor, ...], distances: Tensor, features: Tensor) -> None:
+        """Add a part of the distances from each component to those (K, n) of the given rows, in place."""
+        for k, (mean, chosen) in enumerate(zip(self.means, rows)):
+            if len(chosen):
+                points = features if len(chosen) == len(features) else features.index_select(0, chosen)
+                distances[k].index_add_(0, chosen, self.scale.part_of_mahalanobis(part, k, points, mean))
 
     def joint(self, distances: Tensor, components: Tensor | None = None) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), or from components of a shape that fits."""
@@ -207,12 +216,16 @@ def working_density(parameters: Parameters, dtype: torch.dtype, *, apart: bool =
     """
     dtype = torch.promote_types(dtype, torch.float32)
     exact = accumulation_dtype(parameters.means.device)
-    if dtype == exact or parameters.scale.cancellation() > CANCELLATION_LIMIT:
+    apart = apart and parameters.scale.separates
+    if not apart and (dtype == exact or parameters.scale.cancellation() > CANCELLATION_LIMIT):
         return Density(parameters, exact)
     density = Density(parameters, dtype)
     separation = density.expanded_terms() / parameters.n_features
-    limits = torch.full_like(separation, EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT)
-    if apart:
-        limits[density.apart] = DIRECT_LIMIT
-    # NaN, of numbers that overflow in this dtype, is not accurate either.
-    return density if (separation <= limits).all() else Density(parameters, exact)
+    near = separation <= (EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT)
+    # The only wait for a GPU. NaN, of numbers that overflow in this dtype, is not near either.
+    if near.all():
+        return density
+    if not apart:
+        return Density(parameters, exact)
+    far = (~near).nonzero()[:, 0]
+    return Density(parameters, dtype if (separation[far] <= DIRECT_LIMIT).all() else exact, far)

@@ -115,7 +115,7 @@ def expectation(
 def no_statistics(density: Density) -> SufficientStatistics:
     """The statistics of no rows under these densities."""
     exact = accumulation_dtype(density.origin.device)
-    reference = density.origin.to(exact) + density.scale.reference(density.means).to(exact)
+    reference = density.origin.to(exact) + density.reference.to(exact)
     return SufficientStatistics.zeros(density.scale, reference)
 
 
@@ -142,7 +142,8 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
     if learn_dof:
         correction = expected_log_correction(density.dof.to(exact), density.n_features)
         statistics.log_mass += column_sums(shares * precision.log()) + counts * correction
-    density.scale.accumulate(statistics.first, statistics.scatter, features, shares, weighted, density.means)
+    moments = (statistics.first, statistics.scatter)
+    density.scale.accumulate(*moments, features, shares, weighted, density.means, density.apart)
     return responsibilities
 
 
@@ -246,7 +247,7 @@ def iterate(
     reseeded: list[int] = []
     for n_iter in range(max_iter + 1):
         statistics = e_step(parameters, previous) if e_step else expectation(chunks, parameters, rules, dtype)
-        log_likelihood = float(statistics.log_likelihood / statistics.weight)
+        log_likelihood, rows = on_host(statistics)
         change = float("inf") if previous is None else abs(log_likelihood - previous)
         converged = change <= tol * max(1.0, abs(log_likelihood))
         yield Step(parameters, statistics, log_likelihood, n_iter, converged, reseeded)
@@ -254,7 +255,7 @@ def iterate(
             return
         parameters = maximization(statistics, parameters, rules)
         previous = log_likelihood
-        failing = failed_components(statistics, parameters, rules).cpu() & (reseeds < max_reseeds)
+        failing = failed_components(rows, parameters, rules) & (reseeds < max_reseeds)
         reseeded = failing.nonzero()[:, 0].tolist()
         if reseeded:
             reseeds += failing
@@ -263,20 +264,34 @@ def iterate(
             previous = None
 
 
-def failed_components(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Tensor:
+def on_host(statistics: SufficientStatistics) -> tuple[float, Tensor]:
+    """The mean log-likelihood per unit of weight, and how many rows each component has: (K,).
+
+    All that an iteration decides by is fetched at once, because a GPU comes to a halt for it.
+    """
+    per_weight = torch.cat([statistics.log_likelihood[None], statistics.responsibility * statistics.rows])
+    log_likelihood, *rows = (per_weight / statistics.weight).tolist()
+    return log_likelihood, torch.tensor(rows, dtype=torch.float64)
+
+
+def failed_components(rows: Tensor, parameters: Parameters, rules: Rules) -> Tensor:
     """Mask (K,) of the components that died (less than half a row) or collapsed onto a point.
 
     A collapsed component has its scale at the floor that regularization leaves, and few rows. With about as many
     components as rows that is what every component looks like, and nothing is called failed.
+
+    Args:
+        rows: of each component (K,), on the host.
+        parameters: that followed from them.
+        rules: of the M-step.
     """
-    rows_per_weight = statistics.rows / statistics.weight
-    rows = statistics.responsibility * rows_per_weight
-    if statistics.rows < 2 * parameters.n_components:
+    total, K = float(rows.sum()), parameters.n_components
+    if total < 2 * K - 0.5:  # the sum of the shares of whole rows
         return torch.zeros_like(rows, dtype=torch.bool)
-    few = rows < (0.1 * statistics.rows / parameters.n_components).clamp(min=2)
+    few = rows < max(2, 0.1 * total / K)
     if not few.any():  # a matrix of full structure must be inverted for its trace
         return few
-    variance = parameters.scale.mean_variance(parameters.n_features)
+    variance = parameters.scale.mean_variance(parameters.n_features).cpu()
     return (rows < 0.5) | ((variance <= 4 * rules.regularization) & few)
 
 

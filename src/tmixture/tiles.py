@@ -107,7 +107,7 @@ def _add_moments(
 ) -> None:
     """Add weight_p·[y, squares of y] with y = x_row − reference to the moments of the component of each pair p."""
     scale = _expanded(density)
-    reference, width = scale.reference(density.means), scale.width(density.n_features)
+    reference, width = density.reference, scale.width(density.n_features)
     moments = statistics.first.new_zeros(len(reference), width)
     for pairs in components.argsort(stable=True).split(max(1, CACHED_ELEMENTS // width)):
         owner = components[pairs]

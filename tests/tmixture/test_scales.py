@@ -190,15 +190,16 @@ def test_moments_of_sparse_and_of_dense_responsibilities(dtype, covariance_type,
     """In high dimension a row concerns few components, and its pairs are summed; both ways give the plain sums."""
     model = naive.random_model(70, 6, covariance_type)
     model.scales[::2] /= sharpness**2
-    density = Density(from_model(model, covariance_type, dtype=dtype)._current(), dtype)
+    density = working_density(from_model(model, covariance_type, dtype=dtype)._current(), dtype, apart=True)
+    assert len(density.apart) > 0
     features, means = density.features(torch.as_tensor(naive.draw(model, 300), dtype=dtype)), density.means
     weight = torch.rand(300, 70, dtype=dtype) * (torch.rand(300, 70) < share)
     if share < 1 / pairs.SPARSE[dtype]:
         monkeypatch.setattr(pairs, "cross_moments", None)  # no matrix product is needed
-    ours = density.scale.moments(features, weight, means)
+    ours = density.scale.moments(features, weight, means, density.apart)
     assert ours.dtype == torch.float64
     tolerance = 1e-9 if dtype == torch.float64 else 2e-5
-    for k, reference in enumerate(density.scale.reference(means)):
+    for k, reference in enumerate(density.reference):
         y = density.scale.features(features[:, :6] - reference).double()
         torch.testing.assert_close(ours[k], weight[:, k].double() @ y, rtol=tolerance, atol=tolerance)
 
@@ -225,7 +226,8 @@ def test_far_components_are_corrected_where_it_matters(dof, sharpness):
     model.means[1] = model.means[0] + 3 * model.scales[0].diagonal() ** 0.5 / 30**0.5  # two that share rows
     rows = torch.as_tensor(naive.draw(model, 400))
     parameters = from_model(model, "diag", dtype=torch.float64)._current()
-    exact, single = Density(parameters, torch.float64), Density(parameters, torch.float32)
+    exact, single = Density(parameters, torch.float64), working_density(parameters, torch.float32, apart=True)
+    assert single.dtype == torch.float32
     assert len(single.apart) > 0
     expected = exact.relevant(exact.features(rows))[1].softmax(1)
     distances, joint = single.relevant(single.features(rows))

@@ -43,6 +43,10 @@ class Scale(ABC):
     expands_squares: ClassVar[bool] = True
     """Whether distances are computed as ‖Wx‖² − 2·Wx·Wμ + ‖Wμ‖², which cancels for means far from the origin."""
 
+    separates: ClassVar[bool] = False
+    """Whether components too far from the origin for expanded squares can be treated apart: the E-step takes their
+    distances from `mahalanobis_of_pairs` where they matter, and `accumulate` their moments about their own means."""
+
     per_component: ClassVar[bool] = True
     """Whether every tensor has one entry per component in its first dimension."""
 
@@ -114,14 +118,6 @@ class Scale(ABC):
         """
         raise NotImplementedError
 
-    def apart(self, means: Tensor) -> Tensor:
-        """Indices of the components too far from the origin for expanded squares, if they can be treated apart.
-
-        The E-step takes their distances from `mahalanobis_of_pairs` where they matter, and `accumulate` their moments
-        about their own means.
-        """
-        return torch.empty(0, dtype=torch.long, device=means.device)
-
     def mahalanobis_of_pairs(self, features: Tensor, means: Tensor, rows: Tensor, components: Tensor) -> Tensor:
         """δ of some rows from one component each, by differences: (n, p), (K, d), (m,), (m,) → (m,)."""
         raise NotImplementedError
@@ -142,8 +138,13 @@ class Scale(ABC):
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         """Shape of the scatter statistic S."""
 
-    def reference(self, means: Tensor) -> Tensor:
-        """The points (K, d) about which `accumulate` takes its moments: the common origin unless overridden."""
+    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
+        """The points (K, d) about which `accumulate` takes its moments: the common origin unless overridden.
+
+        Args:
+            means: (K, d).
+            apart: indices of the components treated apart, of which there are none unless the structure `separates`.
+        """
         return torch.zeros_like(means)
 
     @abstractmethod
@@ -155,16 +156,18 @@ class Scale(ABC):
         responsibilities: Tensor,
         weight: Tensor,
         means: Tensor,
+        apart: Tensor,
     ) -> None:
         """Add the first and second moments of a chunk under these scales, in place.
 
         Args:
             first: (K, d), receives Σ_i weight_ik·(x_i − reference_k).
-            scatter: `scatter_shape`, receives the second moments about `reference(means)`.
+            scatter: `scatter_shape`, receives the second moments about `reference(means, apart)`.
             features: (n, p), from `features`.
             responsibilities: (n, K), r_ik times the sample weight.
             weight: (n, K), r_ik·u_ik times the sample weight.
             means: (K, d).
+            apart: as for `reference`.
         """
 
     @abstractmethod

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import EXPANDED_LIMIT, Scale
+from tmixture.scales.base import Scale
 from tmixture.scales.pairs import add_pairs, pairs_of, weighted_sums
 
 
@@ -19,6 +20,8 @@ class ExpandedScale(Scale):
     tight clusters easily do. But there hardly any row concerns more than one or two components, so that the few pairs
     of a row and such a component that matter can be treated by differences, whatever the number of components.
     """
+
+    separates: ClassVar[bool] = True
 
     @abstractmethod
     def whiten(self, x: Tensor, components: Tensor) -> Tensor:
@@ -36,16 +39,11 @@ class ExpandedScale(Scale):
             return torch.addmm(constant, features, coefficients.T).clamp_(min=0)
         return torch.baddbmm(constant[:, None], features, coefficients.mT).clamp_(min=0)
 
-    def apart(self, means: Tensor) -> Tensor:
-        everyone = torch.arange(len(means), device=means.device)
-        return everyone[self.whiten(means, everyone).square().mean(1) > EXPANDED_LIMIT]
-
     def mahalanobis_of_pairs(self, features: Tensor, means: Tensor, rows: Tensor, components: Tensor) -> Tensor:
         centred = features[:, : means.shape[1]].index_select(0, rows).sub_(means[components])
         return self.whiten(centred, components).square().sum(1)
 
-    def reference(self, means: Tensor) -> Tensor:
-        apart = self.apart(means)
+    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
         return torch.zeros_like(means).index_copy(0, apart, means[apart])
 
     def accumulate(
@@ -56,8 +54,9 @@ class ExpandedScale(Scale):
         responsibilities: Tensor,
         weight: Tensor,
         means: Tensor,
+        apart: Tensor,
     ) -> None:
-        self.add_moments(first, scatter, self.moments(features, weight, means))
+        self.add_moments(first, scatter, self.moments(features, weight, means, apart))
 
     def add_moments(self, first: Tensor, scatter: Tensor, moments: Tensor) -> None:
         """Add moments (K, p) to the two statistics, in place."""
@@ -75,9 +74,8 @@ class ExpandedScale(Scale):
         """
         add_pairs(moments, self.features(y), torch.arange(len(y), device=y.device), components, weight)
 
-    def moments(self, features: Tensor, weight: Tensor, means: Tensor) -> Tensor:
+    def moments(self, features: Tensor, weight: Tensor, means: Tensor, apart: Tensor) -> Tensor:
         """Σ_i weight_ik·[y, squares of y] with y = x_i − reference_k: (K, p), in float64 where the device has it."""
-        apart = self.apart(means)
         if len(apart) == 0:
             return weighted_sums(weight, features)
         moments = weighted_sums(weight.index_fill(1, apart, 0), features)

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from tmixture.scales.base import Scale, cross_moments, log64
 from tmixture.scales.cholesky import inverse_of, row_blocks, squared_norm_of_whitened, whitening_of
+from tmixture.scales.pairs import rows_of
 
 # Rows of W in the first part of a distance.
 SMALLEST_PART = 32
@@ -59,7 +60,7 @@ class FullScale(Scale):
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_components, n_features, n_features)
 
-    def reference(self, means: Tensor) -> Tensor:
+    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
         return means
 
     def accumulate(
@@ -70,12 +71,12 @@ class FullScale(Scale):
         responsibilities: Tensor,
         weight: Tensor,
         means: Tensor,
+        apart: Tensor,
     ) -> None:
         # In high dimension nearly every weight is zero: gather the rows that count, and pay N·d² instead of N·K·d².
-        for k, (mean, share) in enumerate(zip(means, weight.T)):
-            rows = share.nonzero()[:, 0]
-            centred = features.index_select(0, rows) - mean
-            weighted = centred * share[rows, None]
+        for k, rows in enumerate(rows_of(weight.T > 0)):
+            centred = features.index_select(0, rows) - means[k]
+            weighted = centred * weight[rows, k, None]
             first[k] += weighted.sum(0, dtype=first.dtype)
             scatter[k] += cross_moments(weighted, centred)
 
@@ -87,11 +88,18 @@ class FullScale(Scale):
     def estimate(
         self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
     ) -> Self:
-        factors = torch.empty_like(scatter)
+        def covariance(k: int) -> Tensor:
+            matrix = scatter[k] / denominator[k]
+            matrix.diagonal().add_(regularization[k])
+            return matrix
+
+        factors, failures = torch.empty_like(scatter), []
         for k in range(len(scatter)):
-            covariance = scatter[k] / denominator[k]
-            covariance.diagonal().add_(regularization[k])
-            factors[k] = whitening_of(covariance, f"component {k}")
+            factor, failure = torch.linalg.cholesky_ex(covariance(k))
+            factors[k] = inverse_of(factor)
+            failures.append(failure)
+        for k in torch.stack(failures).nonzero()[:, 0].tolist():  # asked once, as a GPU comes to a halt for it
+            factors[k] = whitening_of(covariance(k), f"component {k}")
         return type(self)(factors)
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:

@@ -124,7 +124,7 @@ class LowRankScale(Scale):
         q = self.loadings.shape[2]
         return (n_components, n_features + q, 1 + q)
 
-    def reference(self, means: Tensor) -> Tensor:
+    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
         return means
 
     def accumulate(
@@ -135,6 +135,7 @@ class LowRankScale(Scale):
         responsibilities: Tensor,
         weight: Tensor,
         means: Tensor,
+        apart: Tensor,
     ) -> None:
         K, d, q = self.loadings.shape
         projection, covariance = self._posterior

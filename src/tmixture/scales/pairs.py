@@ -32,10 +32,7 @@ def weighted_sums(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def is_sparse(weight: Tensor) -> bool:
-    """Whether so few weights (n, K) are not zero that they are better summed one by one.
-
-    So it is in high dimension, where a row has a share in one or two components.
-    """
+    """Whether so few weights (n, K) are not zero that they are better summed one by one."""
     least = SPARSE[weight.dtype] if weight.device.type == "cpu" else SPARSE_ELSEWHERE
     # Every row has a share somewhere: few components need no look at the weights, for which a GPU would have to wait.
     # None is negative, and the sum of signs takes a quarter of the time of `count_nonzero`.
@@ -51,6 +48,11 @@ def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         component, order = component.sort(stable=True)
         row = row[order]
     return row, component, weight[row, component]
+
+
+def rows_of(mask: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each component for which the mask (K, n) is true: K index tensors (m_k,)."""
+    return mask.nonzero()[:, 1].split(mask.sum(1).tolist())
 
 
 def add_pairs(total: Tensor, x: Tensor, rows: Tensor, groups: Tensor, weight: Tensor) -> None:

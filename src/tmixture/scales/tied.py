@@ -52,6 +52,7 @@ class TiedScale(Scale):
         responsibilities: Tensor,
         weight: Tensor,
         means: Tensor,
+        apart: Tensor,
     ) -> None:
         first += weighted_sums(weight, features)
         scatter += cross_moments(features * weight.sum(1, keepdim=True), features)
