@@ -182,7 +182,7 @@ def as_tensor(batch: Tensor | np.ndarray) -> Tensor:
 def check_finite(x: Tensor, first_row: int, name: str) -> None:
     """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
     # Squares must not overflow in float32. One number for all rows first: it needs no temporaries.
-    if x.numel() == 0 or max(abs(float(extreme)) for extreme in x.aminmax()) < 1e18:
+    if x.numel() == 0 or max(abs(extreme) for extreme in torch.stack(x.aminmax()).tolist()) < 1e18:
         return
     bad = ~(x.to(torch.promote_types(x.dtype, torch.float32)).abs().amax(1) < 1e18)
     if bad.any():
@@ -201,7 +201,7 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
         return [data if isinstance(data, (Tensor, np.ndarray)) else np.asarray(data)]
     if isinstance(data, (list, tuple)):
         if all(isinstance(shard, (str, os.PathLike)) for shard in data):
-            return [np.load(shard, mmap_mode="r") for shard in data]
+            return [_open_file(shard) for shard in data]
         if all(hasattr(shard, "ndim") and shard.ndim == 2 for shard in data):
             return list(data)
         return [np.asarray(data)]
@@ -216,6 +216,16 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
             "object whose __iter__ starts afresh, or use partial_fit"
         )
     return data
+
+
+def _open_file(path: str | os.PathLike[str]) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (EOFError, ValueError) as error:  # neither names the file, as errors of the system do
+        raise ValueError(f"data: {os.fspath(path)} cannot be read as an .npy file: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"data: {os.fspath(path)} must be an .npy file with one array, got {type(array).__name__}")
+    return array
 
 
 def _check_rows(batch: Any, n_features: int) -> None:

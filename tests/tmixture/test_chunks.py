@@ -49,6 +49,20 @@ def test_a_memory_map_is_read_chunk_by_chunk(tmp_path):
     assert [chunk.x.untyped_storage().nbytes() for chunk in chunks] == [64, 64, 32]
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    whole, bad, archive = (tmp_path / name for name in ("whole.npy", "bad.npy", "archive.npz"))
+    np.save(whole, np.zeros((100, 2)))
+    np.savez(archive, np.zeros((3, 2)))
+    for content in (b"", b"no array", whole.read_bytes()[:20], whole.read_bytes()[:500]):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.npy cannot be read as an \.npy file"):
+            chunks_of([whole, bad])
+    with pytest.raises(ValueError, match=r"archive\.npz must be an \.npy file with one array, got NpzFile"):
+        chunks_of(archive)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        chunks_of(tmp_path / "nowhere.npy")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
