@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small problems; the tables go to .cache/QUICK.md")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="run measurements so named only")
-    parser.add_argument("--limit", type=float, default=150.0, help="seconds that one measurement may take")
+    parser.add_argument("--limit", type=float, default=200.0, help="seconds that one measurement may take")
     parser.add_argument("--fresh", action="store_true", help="measure again what the cache has")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
     arguments = parser.parse_args()
