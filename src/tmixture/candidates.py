@@ -87,7 +87,7 @@ class TruncatedExpectation:
         if self.sets is None or bound is None or self.rest == 0:
             sets = self._moved(density, anew=bound is None)
             statistics, best = self._pass(density, sets)
-            if self.sets is None or bound is None or _mean(statistics) >= bound:
+            if self.sets is None or bound is None or em.on_host(statistics)[0] >= bound:
                 self.sets, self.best = sets, best
                 return statistics
             self.rest, self.next_rest = self.next_rest, 2 * self.next_rest
@@ -183,7 +183,3 @@ def neighbours(means: Tensor, count: int) -> Tensor:
         distances[torch.arange(len(block), device=means.device), block] = -float("inf")
         found.append(distances.topk(count, largest=False).indices)
     return torch.cat(found)
-
-
-def _mean(statistics: SufficientStatistics) -> float:
-    return float(statistics.log_likelihood / statistics.weight)

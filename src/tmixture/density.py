@@ -31,10 +31,13 @@ class Density:
     Args:
         parameters: of the mixture.
         dtype: of the arithmetic on chunks.
-        apart: indices of the components that `relevant` and the moments treat apart; None for none.
+
+    Attributes:
+        apart: indices of the components that `relevant` and the moments treat apart: none, but for what
+            `working_density` finds.
     """
 
-    def __init__(self, parameters: Parameters, dtype: torch.dtype, apart: Tensor | None = None) -> None:
+    def __init__(self, parameters: Parameters, dtype: torch.dtype) -> None:
         d = parameters.n_features
         # Rounded to the chunks' dtype first, so that x and the means lose exactly the same point.
         self.origin = parameters.origin().to(dtype)
@@ -51,7 +54,7 @@ class Density:
         self.exponent = torch.where(gaussian, 0.0, -(self.dof + d) / 2)
         self.slope = torch.where(gaussian, -0.5, torch.zeros_like(self.dof))
         self.n_features = d
-        self.apart = torch.empty(0, dtype=torch.long, device=self.means.device) if apart is None else apart
+        self.apart = torch.empty(0, dtype=torch.long, device=self.means.device)
         self._room: Tensor | None = None
 
     @property
@@ -228,4 +231,7 @@ def working_density(parameters: Parameters, dtype: torch.dtype, *, apart: bool =
     if not apart:
         return Density(parameters, exact)
     far = (~near).nonzero()[:, 0]
-    return Density(parameters, dtype if (separation[far] <= DIRECT_LIMIT).all() else exact, far)
+    if not (separation[far] <= DIRECT_LIMIT).all():
+        density = Density(parameters, exact)
+    density.apart = far
+    return density

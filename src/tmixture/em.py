@@ -247,7 +247,7 @@ def iterate(
     reseeded: list[int] = []
     for n_iter in range(max_iter + 1):
         statistics = e_step(parameters, previous) if e_step else expectation(chunks, parameters, rules, dtype)
-        log_likelihood, rows = on_host(statistics)
+        log_likelihood, total_rows, rows = on_host(statistics)
         change = float("inf") if previous is None else abs(log_likelihood - previous)
         converged = change <= tol * max(1.0, abs(log_likelihood))
         yield Step(parameters, statistics, log_likelihood, n_iter, converged, reseeded)
@@ -255,7 +255,7 @@ def iterate(
             return
         parameters = maximization(statistics, parameters, rules)
         previous = log_likelihood
-        failing = failed_components(rows, parameters, rules) & (reseeds < max_reseeds)
+        failing = failed_components(rows, total_rows, parameters, rules) & (reseeds < max_reseeds)
         reseeded = failing.nonzero()[:, 0].tolist()
         if reseeded:
             reseeds += failing
@@ -264,17 +264,18 @@ def iterate(
             previous = None
 
 
-def on_host(statistics: SufficientStatistics) -> tuple[float, Tensor]:
-    """The mean log-likelihood per unit of weight, and how many rows each component has: (K,).
+def on_host(statistics: SufficientStatistics) -> tuple[float, float, Tensor]:
+    """The mean log-likelihood per unit of weight, and the rows, all and those of each component (K,).
 
     All that an iteration decides by is fetched at once, because a GPU comes to a halt for it.
     """
-    per_weight = torch.cat([statistics.log_likelihood[None], statistics.responsibility * statistics.rows])
-    log_likelihood, *rows = (per_weight / statistics.weight).tolist()
-    return log_likelihood, torch.tensor(rows, dtype=torch.float64)
+    log_likelihood = (statistics.log_likelihood / statistics.weight)[None]
+    rows_per_weight = statistics.rows / statistics.weight
+    numbers = torch.cat([log_likelihood, statistics.rows[None], statistics.responsibility * rows_per_weight]).tolist()
+    return numbers[0], numbers[1], torch.tensor(numbers[2:], dtype=torch.float64)
 
 
-def failed_components(rows: Tensor, parameters: Parameters, rules: Rules) -> Tensor:
+def failed_components(rows: Tensor, total_rows: float, parameters: Parameters, rules: Rules) -> Tensor:
     """Mask (K,) of the components that died (less than half a row) or collapsed onto a point.
 
     A collapsed component has its scale at the floor that regularization leaves, and few rows. With about as many
@@ -282,13 +283,13 @@ def failed_components(rows: Tensor, parameters: Parameters, rules: Rules) -> Ten
 
     Args:
         rows: of each component (K,), on the host.
+        total_rows: of all of them.
         parameters: that followed from them.
         rules: of the M-step.
     """
-    total, K = float(rows.sum()), parameters.n_components
-    if total < 2 * K - 0.5:  # the sum of the shares of whole rows
+    if total_rows < 2 * parameters.n_components:
         return torch.zeros_like(rows, dtype=torch.bool)
-    few = rows < max(2, 0.1 * total / K)
+    few = rows < max(2, 0.1 * total_rows / parameters.n_components)
     if not few.any():  # a matrix of full structure must be inverted for its trace
         return few
     variance = parameters.scale.mean_variance(parameters.n_features).cpu()
