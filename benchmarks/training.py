@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import Shape, embeddings
-from losses import ClusterTripletLoss
+from tmixture.losses import ClusterTripletLoss
 
 COMPONENTS = 40
 FEATURES = 512

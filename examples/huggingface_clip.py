@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from losses import ClusterTripletLoss
+from tmixture.losses import ClusterTripletLoss
 
 N_KINDS, BATCH_SIZE, CAPTION_LENGTH = 6, 32, 8
 

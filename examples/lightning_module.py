@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, PreTrainedModel, ViTConfig, ViTModel
 
-from losses import ClusterTripletLoss
+from tmixture.losses import ClusterTripletLoss
 
 N_KINDS = 6
 

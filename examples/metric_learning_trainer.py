@@ -17,7 +17,7 @@ from pytorch_metric_learning.utils.key_checker import KeyChecker
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from losses import ClusterTripletLoss
+from tmixture.losses import ClusterTripletLoss
 
 N_KINDS, WIDTH = 6, 20
 

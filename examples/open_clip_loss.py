@@ -16,7 +16,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from losses import ClusterLoss, ClusterTripletLoss
+from tmixture.losses import ClusterLoss, ClusterTripletLoss
 
 N_KINDS, BATCH_SIZE = 6, 32
 

@@ -21,8 +21,8 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from losses import ClusterTripletLoss
 from tmixture import StudentTMixture
+from tmixture.losses import ClusterTripletLoss
 
 N_CLASSES, N_RARE = 10, 5
 N_SIGNAL, N_NOISE, EMBEDDING_SIZE = 6, 26, 16

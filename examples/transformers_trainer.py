@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 
-from losses import ClusterTripletLoss
+from tmixture.losses import ClusterTripletLoss
 
 N_KINDS, CAPTION_LENGTH = 6, 8
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor, nn
 
-from losses import ClusterTripletLoss
+from tmixture.losses import ClusterTripletLoss
 
 N_CLUSTERS, STEPS = 12, 200
 CURVES = {

@@ -7,8 +7,8 @@ from matplotlib.patches import Circle
 from pytorch_metric_learning.distances import LpDistance
 
 from drawing import GREYS, MARKERS, ellipses
-from losses import ClusterTripletLoss, SemiHardMiner
 from tmixture import StudentTMixture
+from tmixture.losses import ClusterTripletLoss, SemiHardMiner
 
 CENTRES = torch.tensor([[-1.15, -0.5], [0.0, 1.0], [1.15, -0.5]])
 MARGIN, N = 0.9, 60

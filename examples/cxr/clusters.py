@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cxr.arms import Arm
-from losses import ClusterTripletLoss, ClusterWeights, EmbeddingMemory, ReleasedClusterLoss, inverse
 from tmixture import StudentTMixture
+from tmixture.losses import ClusterTripletLoss, ClusterWeights, EmbeddingMemory, ReleasedClusterLoss, inverse
 
 # A sample of a rare cluster, or an outlier, counts at most so many times as much as the median sample.
 WEIGHT_LIMIT = 5.0

@@ -23,7 +23,7 @@ from cxr.images import ImageStore, augment, normalize
 from cxr.losses import Duplicates, contrastive_loss
 from cxr.splits import Split
 from cxr.texts import Texts, encode_captions
-from losses import LabelWeights
+from tmixture.losses import LabelWeights
 
 CHECKPOINT_SECONDS = 300.0
 

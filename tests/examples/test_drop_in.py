@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from losses import ClusterLoss
 from tmixture import StudentTMixture
+from tmixture.losses import ClusterLoss
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DROP_IN = [

@@ -10,10 +10,10 @@ from pytorch_metric_learning.miners import BaseMiner, BatchHardMiner
 from pytorch_metric_learning.reducers import BaseReducer
 from pytorch_metric_learning.regularizers import BaseRegularizer
 
-from losses.cluster_loss import ClusterLoss, RefitPolicy, Weighting
-from losses.miners import SemiHardMiner
-from losses.weights import ClusterWeights
 from tmixture import StudentTMixture
+from tmixture.losses.cluster_loss import ClusterLoss, RefitPolicy, Weighting
+from tmixture.losses.miners import SemiHardMiner
+from tmixture.losses.weights import ClusterWeights
 
 
 class ClusterTripletLoss(ClusterLoss):

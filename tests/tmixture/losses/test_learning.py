@@ -7,8 +7,8 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import SupConLoss, TripletMarginLoss
 
-from losses import ClusterLoss, ClusterTripletLoss
 from tmixture import StudentTMixture
+from tmixture.losses import ClusterLoss, ClusterTripletLoss
 
 from .helpers import clustered, fitted, leaf
 

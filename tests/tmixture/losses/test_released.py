@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from losses import ReleasedClusterLoss
-from losses.refit import components_for_batch
+from tmixture.losses import ReleasedClusterLoss
+from tmixture.losses.refit import components_for_batch
 
 from .helpers import clustered, leaf
 

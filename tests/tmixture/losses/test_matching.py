@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from losses.matching import churn, contingency, match_components
+from tmixture.losses.matching import churn, contingency, match_components
 
 
 def test_the_matching_keeps_the_most_labels_of_all_permutations():

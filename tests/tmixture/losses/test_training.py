@@ -6,7 +6,7 @@ from scipy import stats
 from torch import nn
 
 import train_encoder
-from losses import ReleasedClusterLoss
+from tmixture.losses import ReleasedClusterLoss
 
 SEEDS = range(8)
 

@@ -10,7 +10,7 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner, TripletMarginMiner
 from pytorch_metric_learning.reducers import SumReducer
 
-from losses import ClusterTripletLoss, SemiHardMiner
+from tmixture.losses import ClusterTripletLoss, SemiHardMiner
 
 from .helpers import clustered, fitted, leaf
 
@@ -70,14 +70,14 @@ def test_semihard_triplets_have_the_nearest_negative_beyond_the_positive(dtype, 
 def test_blocks_of_anchors_give_the_same_triplets(monkeypatch):
     x, labels = clustered(50, spread=2.0)
     whole = torch.stack(SemiHardMiner()(x, labels))
-    monkeypatch.setattr("losses.miners.BLOCK_ELEMENTS", 120)
+    monkeypatch.setattr("tmixture.losses.miners.BLOCK_ELEMENTS", 120)
     torch.testing.assert_close(torch.stack(SemiHardMiner()(x, labels)), whole)
 
 
 def test_threads_that_sort_give_the_same_triplets(monkeypatch):
     x, labels = clustered(50, spread=2.0)
     whole = torch.stack(SemiHardMiner()(x, labels))
-    monkeypatch.setattr("losses.miners.ELEMENTS_PER_THREAD", 500)
+    monkeypatch.setattr("tmixture.losses.miners.ELEMENTS_PER_THREAD", 500)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     torch.testing.assert_close(torch.stack(SemiHardMiner()(x, labels)), whole)
 

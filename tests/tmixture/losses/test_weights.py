@@ -5,8 +5,16 @@ import pytest
 import torch
 from pytorch_metric_learning import losses, reducers
 
-from losses import ClusterLoss, ClusterTripletLoss, ClusterWeights, LabelWeights, effective_number, inverse, inverse_log
 from tmixture import StudentTMixture
+from tmixture.losses import (
+    ClusterLoss,
+    ClusterTripletLoss,
+    ClusterWeights,
+    LabelWeights,
+    effective_number,
+    inverse,
+    inverse_log,
+)
 
 from .helpers import clustered, fitted, leaf
 

@@ -5,8 +5,15 @@ import torch
 from pytorch_metric_learning.losses import SupConLoss
 from torch import nn
 
-from losses import ClusterBalancedSampler, ClusterLoss, ClusterTripletLoss, ClusterWeights, LabelWeights, inverse
 from tmixture import StudentTMixture
+from tmixture.losses import (
+    ClusterBalancedSampler,
+    ClusterLoss,
+    ClusterTripletLoss,
+    ClusterWeights,
+    LabelWeights,
+    inverse,
+)
 
 
 def test_a_printed_network_shows_the_settings_of_its_loss():

@@ -2,7 +2,7 @@
 
 import torch
 
-from losses import EmbeddingMemory
+from tmixture.losses import EmbeddingMemory
 
 
 def test_the_newest_rows_are_kept_in_order():

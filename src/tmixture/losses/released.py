@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from losses.refit import components_for_batch
-from losses.rows import at_least_float32
-from losses.weights import inverse_log
 from tmixture import StudentTMixture
+from tmixture.losses.refit import components_for_batch
+from tmixture.losses.rows import at_least_float32
+from tmixture.losses.weights import inverse_log
 
 DOF = 8.0
 TEMPERATURE = 0.05

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from losses import ClusterBalancedSampler
+from tmixture.losses import ClusterBalancedSampler
 
 LABELS = np.repeat([0, 1, 2, 7], [800, 150, 40, 10])
 

@@ -7,7 +7,7 @@ import torch
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.utils import distributed
 
-from losses import ClusterLoss, ClusterTripletLoss
+from tmixture.losses import ClusterLoss, ClusterTripletLoss
 
 from .helpers import clustered, fitted, leaf
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.matching import churn, contingency, match_components
 from tmixture import StudentTMixture
 from tmixture.distributed import sum_in_place
+from tmixture.losses.matching import churn, contingency, match_components
 
 
 @torch.no_grad()

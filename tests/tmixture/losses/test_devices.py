@@ -4,7 +4,14 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import SupConLoss
 
-from losses import ClusterBalancedSampler, ClusterLoss, ClusterTripletLoss, ClusterWeights, LabelWeights, SemiHardMiner
+from tmixture.losses import (
+    ClusterBalancedSampler,
+    ClusterLoss,
+    ClusterTripletLoss,
+    ClusterWeights,
+    LabelWeights,
+    SemiHardMiner,
+)
 
 from .helpers import clustered, fitted, leaf
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
-from losses import ClusterTripletLoss
 from tmixture import StudentTMixture
+from tmixture.losses import ClusterTripletLoss
 
 SETTINGS = {
     "streaming": {},

@@ -12,15 +12,15 @@ from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 from torch import Tensor
 
-from losses.memory import EmbeddingMemory
-from losses.refit import fit_to_batch, refit_mixture
-from losses.rows import Batch, at_least_float32, normalized_data, unit_rows
-from losses.sharing import Exchange, share
-from losses.statistics import LossStatistics
-from losses.terms import Terms, count_terms, weigh_anchors
-from losses.weights import FREQUENCIES, ClusterWeights
 from tmixture import StudentTMixture
 from tmixture.distributed import is_active, together, world_size
+from tmixture.losses.memory import EmbeddingMemory
+from tmixture.losses.refit import fit_to_batch, refit_mixture
+from tmixture.losses.rows import Batch, at_least_float32, normalized_data, unit_rows
+from tmixture.losses.sharing import Exchange, share
+from tmixture.losses.statistics import LossStatistics
+from tmixture.losses.terms import Terms, count_terms, weigh_anchors
+from tmixture.losses.weights import FREQUENCIES, ClusterWeights
 from tmixture.precision import full_precision
 
 # A mixture is first fitted to a memory when it holds this many rows per component, or when it is full.
