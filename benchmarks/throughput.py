@@ -12,7 +12,6 @@ import time
 import torch
 
 from tmixture import StudentTMixture
-from tmixture.chunks import Chunks
 from tmixture.em import Rules, expectation, maximization
 from tmixture.initialization import uniform
 from tmixture.scales import STRUCTURES
@@ -32,7 +31,7 @@ def rows_per_second(structure: str, n_components: int, rows: int, device: torch.
     labels = torch.randint(n_components, (rows,), generator=generator, device=device)
     x = torch.nn.functional.normalize(centres[labels] + torch.randn(rows, FEATURES, generator=generator, device=device))
     mixture = StudentTMixture(n_components, FEATURES, covariance_type=structure, device=device)
-    chunks = Chunks(x, FEATURES, device, mixture._fitting_chunk_size)
+    chunks = mixture.chunks(x)
     dof = torch.full((n_components,), 4.0, device=device)
     scale = STRUCTURES[structure].isotropic(torch.full_like(dof, 0.5 / FEATURES), FEATURES)
     start = uniform(torch.nn.functional.normalize(centres), scale, dof)

@@ -5,7 +5,7 @@ from tmixture.distributions import MultivariateStudentT
 from tmixture.mixture import StudentTMixture
 from tmixture.selection import select_components
 from tmixture.statistics import SufficientStatistics
-from tmixture.streaming import PowerDecay
+from tmixture.step_sizes import PowerDecay
 
 __version__ = "0.1.0"
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
+from tmixture.numerics import exact
+
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
 """Rows to learn from; see `Chunks` for what is accepted."""
 
@@ -33,7 +35,7 @@ class Chunk:
 
 
 class Chunks:
-    """The data as chunks of `size` rows on one device, in the same order at every iteration.
+    """The data as chunks of `size` rows on one device, in the same order at every iteration; the first one checks them.
 
     Args:
         data: one of
@@ -99,7 +101,10 @@ class Chunks:
                 responsibilities = self.responsibilities[start:stop].to(self.device)
                 if responsibilities.dim() == 1:
                     responsibilities = torch.nn.functional.one_hot(responsibilities, self.n_components)
-            yield Chunk(x.to(self.device, non_blocking=True), weight, responsibilities)
+            x = x.to(self.device, non_blocking=True)
+            if self.rows is None:  # what was finite at the first pass is so at the others
+                check_finite(x, start, "data")
+            yield Chunk(x, weight, responsibilities)
             start = stop
         self._check_lengths(start)
         if self.rows is not None and start != self.rows:
@@ -155,6 +160,14 @@ def chunk_size(n_components: int, n_features: int, *, cached: bool = False) -> i
         return size
     # There are about ten passes over (n, K) temporaries, and two over (n, d) and its squares.
     return min(size, max(2048, CACHED_ELEMENTS // 2 // n_features), max(512, CACHED_ELEMENTS // 2 // n_components))
+
+
+def fitting_chunk_size(n_components: int, n_features: int, device: torch.device, *, matrices: bool) -> int:
+    """Rows per chunk of a fit; `matrices` says whether each chunk updates K matrices."""
+    if device.type == "cuda":
+        return gpu_chunk_size(n_components, n_features, device)
+    # Small on a CPU, but where chunks update K matrices, it is better to do so less often.
+    return chunk_size(n_components, n_features, cached=device.type == "cpu" and not matrices)
 
 
 def gpu_chunk_size(n_components: int, n_features: int, device: torch.device) -> int:
@@ -246,7 +259,7 @@ def _check_weights(sample_weight: Any) -> Tensor:
     weights = torch.as_tensor(sample_weight).detach()
     if weights.dim() != 1:
         raise ValueError(f"sample_weight must be one-dimensional (N,), got shape {tuple(weights.shape)}")
-    weights = weights.to(torch.float32 if weights.device.type == "mps" else torch.float64)
+    weights = exact(weights)
     bad = ~((weights >= 0) & weights.isfinite())
     if bad.any():
         row = int(bad.nonzero()[0])

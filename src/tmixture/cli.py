@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tmixture import shards
+from tmixture import files, shards
 from tmixture.chunks import Chunks, chunk_size
 from tmixture.diagnostics import ConvergenceWarning
 from tmixture.mixture import StudentTMixture
@@ -133,8 +133,8 @@ def _continued(path: Path, wanted: StudentTMixture, n_rows: int) -> StudentTMixt
 
 def _identity(mixture: StudentTMixture) -> dict[str, Any]:
     """What makes two fits the same but for their length."""
-    free = ("record", "max_iter", "tol")
-    settings = {name: value for name, value in mixture._settings().items() if name not in free}
+    free = ("max_iter", "tol")
+    settings = {name: value for name, value in files.encoded(mixture.settings()).items() if name not in free}
     rows = round(float(mixture.running.total_weight)) if mixture.running.started else 0
     return {**settings, "dof": mixture.initial_dof.tolist(), "rows": rows}
 
@@ -152,7 +152,7 @@ def predict(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{inputs[outputs.index(output)]} and {inputs[i]} would both be written to {output}")
     # All inputs are looked at before the first is worked on.
     data = [Shards([path], arguments.name, mixture.n_features, title=path.name) for path in inputs]
-    parameters = [tensor.cpu().numpy().tobytes() for tensor in mixture._current().tensors().values()]
+    parameters = [tensor.cpu().numpy().tobytes() for tensor in mixture.snapshot().tensors().values()]
     fingerprint = hashlib.sha256(b"".join(parameters)).hexdigest()
     todo = []
     for path, output, rows in zip(inputs, outputs, data):
@@ -250,12 +250,13 @@ def _description(mixture: StudentTMixture) -> dict[str, Any]:
         "effective_components": math.exp(float(torch.special.entr(weights).sum())),
     }
     if mixture.running.started:
-        statistics = mixture.running.get()
-        description["rows"] = float(mixture.running.total_weight)
-        columns["rows"] = statistics.responsibility * mixture.running.total_weight
+        stream = mixture.running.stream
+        statistics = stream.statistics
+        description["rows"] = float(stream.total_weight)
+        columns["rows"] = statistics.responsibility * stream.total_weight
         columns["outlier_weight"] = statistics.mass / statistics.responsibility
     columns["dof"] = mixture.dof
-    variance = mixture._current().scale.mean_variance(mixture.n_features)
+    variance = mixture.snapshot().scale.mean_variance(mixture.n_features)
     columns["spread"] = variance.sqrt().expand(mixture.n_components)
     # JSON has no infinity.
     plain = [[v if math.isfinite(v) else str(v) for v in column.tolist()] for column in columns.values()]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tmixture.chunks import chunk_size
 from tmixture.distributions import log_normalizer
-from tmixture.parameters import Parameters, accumulation_dtype
+from tmixture.numerics import accumulation_dtype
+from tmixture.parameters import Parameters
 from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT
 from tmixture.scales.pairs import rows_of
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from tmixture.em import Fit
-    from tmixture.mixture import StudentTMixture
+from tmixture.em import Rules
+from tmixture.fitting import Fit
 
 # A ν this close to a bound, relative to it, lies on it.
 BOUND_TOLERANCE = 1e-5
@@ -17,7 +15,7 @@ class ConvergenceWarning(UserWarning):
     """A fit has used up its iterations before the log-likelihood settled."""
 
 
-def warn_about(mixture: StudentTMixture, fit: Fit) -> None:
+def warn_about(fit: Fit, rules: Rules, *, tol: float, max_iter: int) -> None:
     """Warn of what is worth knowing about a finished fit, on behalf of the caller's caller.
 
     The texts do not change from fit to fit where they can, so that Python shows them once per line of code and not at
@@ -30,25 +28,25 @@ def warn_about(mixture: StudentTMixture, fit: Fit) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-    if not mixture.converged_ and mixture.tol > 0:
+    if not fit.step.converged and tol > 0:
         warnings.warn(
-            f"EM did not converge to tol={mixture.tol:g} in max_iter={mixture.max_iter} iterations: raise either of "
+            f"EM did not converge to tol={tol:g} in max_iter={max_iter} iterations: raise either of "
             "them, or go on from here by another fit with warm_start=True (see tmixture.plot.history; tol=0 runs "
             "max_iter iterations without this warning)",
             ConvergenceWarning,
             stacklevel=3,
         )
-    if not mixture.learn_dof:
+    if not rules.learn_dof:
         return
-    low, high = mixture.dof_bounds
-    if (mixture.dof <= low * (1 + BOUND_TOLERANCE)).any():
+    dof, (low, high) = fit.step.parameters.dof, rules.dof_bounds
+    if (dof <= low * (1 + BOUND_TOLERANCE)).any():
         warnings.warn(
             f"learned degrees of freedom reached their lower bound {low:g} (see the mixture's dof): such a component "
             "often holds scattered outliers or repeated rows. Look at its rows, use more components, or fix dof.",
             RuntimeWarning,
             stacklevel=3,
         )
-    if (mixture.dof >= high * (1 - BOUND_TOLERANCE)).any():
+    if (dof >= high * (1 - BOUND_TOLERANCE)).any():
         warnings.warn(
             f"learned degrees of freedom reached their upper bound {high:g} (see the mixture's dof): these components "
             "are Gaussian. This is harmless; dof=inf makes them exactly so.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,13 +14,11 @@ from tmixture import distributed
 from tmixture.chunks import Chunk
 from tmixture.density import Density, negligible, working_density
 from tmixture.dof import expected_log_correction, solve_dof
-from tmixture.parameters import Parameters, accumulation_dtype
-from tmixture.sampling import draw_sample
-from tmixture.scales.base import column_sums
+from tmixture.numerics import accumulation_dtype, column_sums
+from tmixture.parameters import Parameters
+from tmixture.reseeding import failed_components, poorly_explained, reseed
+from tmixture.scales.base import Moments, Shares
 from tmixture.statistics import SufficientStatistics
-
-# Rows among which a poorly explained one is looked for. With thousands of components it takes time to explain more.
-RESTART_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -68,28 +66,6 @@ class Step:
 
 EStep = Callable[[Parameters, float | None], SufficientStatistics]
 """Statistics of all data under parameters, given the mean log-likelihood before the M-step that led to them, if any."""
-
-
-@dataclass
-class Fit:
-    """The record of one run of EM: its last step, and the log-likelihood on the way."""
-
-    last: Step | None = None
-    history: list[float] = field(default_factory=list)
-    reseeded: list[int] = field(default_factory=list)
-    disagreement: float | None = None
-
-    @property
-    def step(self) -> Step:
-        """The last step of a run that has begun."""
-        assert self.last is not None
-        return self.last
-
-    def record(self, step: Step) -> None:
-        """Go on to the next step."""
-        self.last = step
-        self.history.append(step.log_likelihood)
-        self.reseeded.extend(step.reseeded)
 
 
 def expectation(
@@ -142,8 +118,8 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
     if learn_dof:
         correction = expected_log_correction(density.dof.to(exact), density.n_features)
         statistics.log_mass += column_sums(shares * precision.log()) + counts * correction
-    moments = (statistics.first, statistics.scatter)
-    density.scale.accumulate(*moments, features, shares, weighted, density.means, density.apart)
+    moments = Moments(statistics.first, statistics.scatter, density.means, density.apart)
+    density.scale.accumulate(moments, features, Shares(shares, weighted))
     return responsibilities
 
 
@@ -255,7 +231,7 @@ def iterate(
             return
         parameters = maximization(statistics, parameters, rules)
         previous = log_likelihood
-        failing = failed_components(rows, total_rows, parameters, rules) & (reseeds < max_reseeds)
+        failing = failed_components(rows, total_rows, parameters, rules.regularization) & (reseeds < max_reseeds)
         reseeded = failing.nonzero()[:, 0].tolist()
         if reseeded:
             reseeds += failing
@@ -273,73 +249,3 @@ def on_host(statistics: SufficientStatistics) -> tuple[float, float, Tensor]:
     rows_per_weight = statistics.rows / statistics.weight
     numbers = torch.cat([log_likelihood, statistics.rows[None], statistics.responsibility * rows_per_weight]).tolist()
     return numbers[0], numbers[1], torch.tensor(numbers[2:], dtype=torch.float64)
-
-
-def failed_components(rows: Tensor, total_rows: float, parameters: Parameters, rules: Rules) -> Tensor:
-    """Mask (K,) of the components that died (less than half a row) or collapsed onto a point.
-
-    A collapsed component has its scale at the floor that regularization leaves, and few rows. With about as many
-    components as rows that is what every component looks like, and nothing is called failed.
-
-    Args:
-        rows: of each component (K,), on the host.
-        total_rows: of all of them.
-        parameters: that followed from them.
-        rules: of the M-step.
-    """
-    if total_rows < 2 * parameters.n_components:
-        return torch.zeros_like(rows, dtype=torch.bool)
-    few = rows < max(2, 0.1 * total_rows / parameters.n_components)
-    if not few.any():  # a matrix of full structure must be inverted for its trace
-        return few
-    variance = parameters.scale.mean_variance(parameters.n_features).cpu()
-    return (rows < 0.5) | ((variance <= 4 * rules.regularization) & few)
-
-
-@torch.no_grad()
-def poorly_explained(
-    chunks: Iterable[Chunk],
-    parameters: Parameters,
-    count: int,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
-    synchronize: bool = False,
-) -> Tensor:
-    """Rows to restart components from, at least `count` where the data has as many: (m, d).
-
-    They are drawn at random from the worse-explained half of a random sample. The very worst rows are no good start:
-    they are the outliers that the mixture exists to ignore.
-    """
-    size = min(4 * parameters.n_components, max(4 * count, RESTART_ROWS))
-    sample = draw_sample(chunks, size, dtype, generator, shared=synchronize)
-    density = working_density(parameters, dtype)
-    order = density.log_likelihood(sample.x).argsort()
-    worse = sample.x[order[: max(1, len(order) // 2)]]
-    worse = worse[torch.randperm(len(worse), generator=generator).to(worse.device)]
-    return distributed.from_first_process(worse) if synchronize else worse
-
-
-def reseed(parameters: Parameters, components: list[int], candidates: Tensor) -> tuple[Parameters, Tensor]:
-    """Give each of the components a new start on one of the candidates.
-
-    It takes the scale and ν of the component that is responsible for its new mean, and shares that one's weight.
-
-    Returns:
-        The parameters, and the component (K,) that each component now takes its scale from.
-    """
-    density = Density(parameters, parameters.means.dtype)
-    index = torch.tensor(components, device=candidates.device)
-    seeds = candidates[torch.arange(len(components), device=candidates.device) % len(candidates)]
-    density.log_weights[index] = -float("inf")
-    source = torch.arange(parameters.n_components, device=candidates.device)
-    if len(components) < parameters.n_components:
-        source[index] = density.best(seeds)
-    restarted = parameters.take(source)
-    weights = restarted.weights / sharers(source)
-    means = restarted.means.index_copy(0, index, seeds.to(restarted.means.dtype))
-    return replace(restarted, weights=weights / weights.sum(), means=means), source
-
-
-def sharers(source: Tensor) -> Tensor:
-    """How many components take from the same source: (K,) → (K,)."""
-    return torch.bincount(source, minlength=len(source))[source]

@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tmixture.step_sizes import PowerDecay
+
 FORMAT = "tmixture.StudentTMixture/1"
 
 
-def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+def encoded(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a mixture as plain values; where it computes, and ν, which the tensors hold, are left out."""
+    plain = {name: value for name, value in settings.items() if name not in ("dof", "device")}
+    step = plain["step_size"]
+    if isinstance(step, PowerDecay):
+        plain["step_size"] = asdict(step)
+    elif callable(step):
+        raise ValueError("step_size is a function, which a file cannot hold: set it to a number or a PowerDecay")
+    plain["init"] = plain["init"].tolist() if isinstance(plain["init"], Tensor) else plain["init"]
+    plain["generator"] = plain["generator"] if isinstance(plain["generator"], int) else None
+    plain["dtype"] = str(plain["dtype"]).removeprefix("torch.")
+    return plain
+
+
+def decoded(plain: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that `encoded` made plain."""
+    step = plain["step_size"]
+    step = PowerDecay(**step) if isinstance(step, dict) else step
+    return {**plain, "step_size": step, "dtype": getattr(torch, plain["dtype"])}
+
+
+def write(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], settings: dict[str, Any], record: dict[str, Any]
+) -> None:
     """Write the file under a temporary name and move it into place, so that it is whole or not there."""
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"format": FORMAT, "settings": json.dumps(settings)})
+    metadata = {"format": FORMAT, "settings": json.dumps(settings), "record": json.dumps(record)}
+    save_file(contiguous, temporary, metadata=metadata)
     os.replace(temporary, path)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the settings of a file.
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """The tensors, the plain settings and the record of a file.
 
     Raises:
         ValueError: the file was not written by `StudentTMixture.save`.
@@ -42,4 +70,4 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
                 f"{path} holds no StudentTMixture: its format is {metadata.get('format')!r}, not {FORMAT!r}"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return tensors, json.loads(metadata["settings"])
+    return tensors, json.loads(metadata["settings"]), json.loads(metadata["record"])

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tmixture import distributed
 from tmixture.chunks import Chunk, Chunks, chunk_size
 from tmixture.em import Rules, expectation, maximization
-from tmixture.parameters import Parameters, accumulation_dtype
-from tmixture.sampling import Sample
+from tmixture.numerics import accumulation_dtype, exact
+from tmixture.parameters import Parameters
+from tmixture.sampling import Sample, draw_sample, sample_size, without_stray_rows
 from tmixture.scales import Scale
-from tmixture.scales.base import exact
 
 # Elements of a block of rows, or of their distances from all centres.
 DISTANCE_ELEMENTS = 2**23
@@ -108,6 +109,60 @@ def nearest(x: Tensor, centres: Tensor) -> Tensor:
     norms = centres.square().sum(1)
     blocks = x.split(max(1, DISTANCE_ELEMENTS // len(centres)))
     return torch.cat([torch.addmm(norms, block, centres.T, alpha=-2).argmin(1) for block in blocks])
+
+
+def rows_to_start_from(
+    chunks: Chunks, n_components: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
+) -> Sample:
+    """The rows that initialisation works on, the same in all processes that share their data.
+
+    Raises:
+        ValueError: there are fewer rows than components.
+    """
+    size = sample_size(n_components, chunks.n_features)
+    sample = draw_sample(chunks, size, dtype, generator, shared=shared)
+    if sample.rows == 0:
+        raise ValueError("sample_weight is zero for every row" if chunks.rows else "data is empty in all processes")
+    if sample.rows < n_components:
+        raise ValueError(
+            f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
+        )
+    return without_stray_rows(sample, n_components)
+
+
+def start(
+    init: str | Tensor,
+    sample: Sample,
+    given: Chunks | None,
+    scale: Scale,
+    dof: Tensor,
+    rules: Rules,
+    variance: float,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+) -> Parameters:
+    """The parameters that EM starts from, the same in all processes that share their data.
+
+    Args:
+        init: as for `from_centres`.
+        sample: rows to initialise from.
+        given: the data with responsibilities to start from instead, if there are any.
+        scale: of components without rows.
+        dof: (K,).
+        rules: of the M-step.
+        variance: mean variance of the sample.
+        dtype: of the arithmetic on chunks.
+        generator: source of randomness.
+    """
+    if given is not None:
+        rows = random_rows(sample.x, sample.weight, len(dof), generator)
+        if rules.distributed:
+            rows = distributed.from_first_process(rows)  # generators may differ
+        return from_responsibilities(given, uniform(rows, scale, dof), rules, variance, dtype)
+    parameters = from_centres(init, sample, scale, dof, rules, variance, generator)
+    if rules.distributed:
+        distributed.broadcast_in_place(list(parameters.tensors().values()))
+    return parameters
 
 
 def from_centres(

@@ -43,14 +43,13 @@ class Parameters:
             self.weights[components], self.means[components], self.scale.take(components), self.dof[components]
         )
 
+    def variance_within(self) -> float:
+        """The variance within the components, averaged over features and, by their weights, over components."""
+        return float((self.weights * self.scale.mean_variance(self.n_features)).sum())
+
     def origin(self) -> Tensor:
         """The mixture's mean Σ_k π_k μ_k (d,): the reference point of all distances and moments.
 
         Every quantity computed about it is independent of it but for rounding, so no gradient flows through it.
         """
         return (self.weights @ self.means).detach()
-
-
-def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """The dtype of statistics and of K-sized constants: float64 where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64

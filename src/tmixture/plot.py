@@ -21,11 +21,10 @@ from torch import Tensor
 from tmixture import sampling
 from tmixture.chunks import Data
 from tmixture.mixture import StudentTMixture
+from tmixture.selection import Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from tmixture.selection import Selection
 
 # Rows that are drawn of larger data, chosen at random.
 DRAWN_ROWS = 5000
@@ -262,14 +261,14 @@ def _log_terms(mixture: StudentTMixture, points: np.ndarray) -> Tensor:
 
 def _blocks(mixture: StudentTMixture, data: Data) -> Iterator[Tensor]:
     """The rows of the data, a chunk at a time."""
-    for chunk in mixture._checked(mixture._chunks(data)):
+    for chunk in mixture.chunks(data):
         yield chunk.x
 
 
 def _sample(mixture: StudentTMixture, data: Data) -> np.ndarray:
     """Rows of the data: all, or a random sample that is the same every time."""
     generator = torch.Generator().manual_seed(0)
-    return sampling.draw_sample(mixture._chunks(data), DRAWN_ROWS, torch.float32, generator).x.double().cpu().numpy()
+    return sampling.draw_sample(mixture.chunks(data), DRAWN_ROWS, torch.float32, generator).x.double().cpu().numpy()
 
 
 def _count_on(ax: Axes) -> None:
@@ -289,7 +288,7 @@ def _require_fitted(mixture: StudentTMixture) -> None:
             f"mixture must be a StudentTMixture, got {type(mixture).__name__}; that of a scikit-learn estimator is its "
             "mixture_"
         )
-    mixture._require_fitted()
+    mixture.require_fitted()
 
 
 def _axes(ax: Axes | None) -> Axes:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.chunks import Chunk, check_finite
-from tmixture.scales.base import exact
+from tmixture.numerics import exact
 
 # Elements of the sample: 128 MB in float32.
 SAMPLE_ELEMENTS = 2**25
@@ -34,6 +34,11 @@ class Sample:
     x: Tensor
     weight: Tensor
     rows: int
+
+    def followed_by(self, other: Sample) -> Sample:
+        """All rows of two samples that hold all of theirs, with the dtypes of the first."""
+        x, weight = torch.cat([self.x, other.x.to(self.x)]), torch.cat([self.weight, other.weight.to(self.weight)])
+        return Sample(x, weight, len(x))
 
 
 def sample_size(n_components: int, n_features: int) -> int:

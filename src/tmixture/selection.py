@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tmixture import validation
 from tmixture.chunks import Data
 from tmixture.mixture import StudentTMixture
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Criterion = Literal["bic", "aic", "icl"]
 
@@ -66,12 +63,6 @@ class Selection:
                 f"{c.bic:14.1f} {c.aic:14.1f} {c.icl:14.1f} {steps:>9}{mark}"
             )
         return "\n".join(lines)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the three criteria against K, the chosen point marked; needs matplotlib."""
-        from tmixture import plot  # it imports matplotlib when it draws
-
-        return plot.criterion(self, ax=ax)
 
 
 def select_components(

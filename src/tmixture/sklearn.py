@@ -207,28 +207,9 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         return self._parameter("dof")
 
     def _new_mixture(self, X: np.ndarray) -> StudentTMixture:
-        return StudentTMixture(
-            self.n_components,
-            X.shape[1],
-            dof=self.dof,
-            learn_dof=self.learn_dof,
-            covariance_type=self.covariance_type,
-            rank=self.rank,
-            reg_covar=self.reg_covar,
-            init=self.init,
-            n_init=self.n_init,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            scale_update=self.scale_update,
-            dof_bounds=self.dof_bounds,
-            warm_start=self.warm_start,
-            max_candidates=self.max_candidates,
-            chunk_size=self.chunk_size,
-            generator=self._seed(),
-            verbose=self.verbose,
-            device=self.device,
-            dtype=torch.float32 if X.dtype == np.float32 else torch.float64,
-        )
+        settings = {name: value for name, value in self.get_params(deep=False).items() if name != "random_state"}
+        dtype = torch.float32 if X.dtype == np.float32 else torch.float64
+        return StudentTMixture(n_features=X.shape[1], generator=self._seed(), dtype=dtype, **settings)
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))

@@ -1,124 +1,163 @@
-"""Stepwise EM (Cappé & Moulines 2009): step sizes, and the statistics that run through a stream of batches."""
+"""Stepwise EM (Cappé & Moulines 2009): what a batch makes of the parameters and of the statistics behind them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tmixture import em, reseeding
+from tmixture.chunks import Chunk
+from tmixture.initialization import prior_rows
+from tmixture.parameters import Parameters
+from tmixture.sampling import Sample
 from tmixture.scales import Scale
 from tmixture.statistics import SufficientStatistics
+from tmixture.step_sizes import StepSize, rate_of
+
+# A stream is initialised anew with every batch until it has brought this many rows per component.
+WARMUP_ROWS = 10
+WARMUP_ITERATIONS = 10
+# A component of a stream that is left with less than this many rows in the stream's memory has died.
+DEAD_ROWS = 1e-6
 
 
 @dataclass(frozen=True)
-class PowerDecay:
-    """Step sizes η_t = ((1 + offset)/(t + offset))^exponent, for streams from one distribution.
-
-    With exponent 1 and offset 0 all rows weigh alike, however poor the parameters were that explained them. A larger
-    offset forgets those sooner: with exponent 1 the memory is always the last 1/(1 + offset) or so of the stream, and
-    what came before the row number n of N weighs (n/N)^(1 + offset). A smaller exponent forgets faster still, at the
-    price of a memory that shrinks relative to the stream.
-
-    The default came out best over well separated and overlapping mixtures, K = 3 to 40, batches of 10 and of 100: with
-    small exponents the scales of many components stay noisy, without an offset those of overlapping ones stay behind.
-
-    Args:
-        exponent: κ in (0.5, 1].
-        offset: t0 ≥ 0.
-    """
-
-    exponent: float = 1.0
-    offset: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0.5 < self.exponent <= 1:
-            raise ValueError(f"exponent must lie in (0.5, 1], got {self.exponent}")
-        if not 0 <= self.offset < math.inf:
-            raise ValueError(f"offset must be finite and not negative, got {self.offset}")
-
-    def __call__(self, t: float) -> float:
-        """The step size of the batch with number t = 1, 2 and so on."""
-        return ((1 + self.offset) / (t + self.offset)) ** self.exponent
-
-
-StepSize = float | Callable[[float], float]
-
-
-def rate_of(step_size: StepSize, t: float) -> float:
-    """The step size of batch t, capped at 1."""
-    return min(1.0, step_size(t) if callable(step_size) else step_size)
-
-
-class RunningStatistics(nn.Module):
-    """Average statistics per unit of sample weight, about a fixed reference, as buffers that a `state_dict` carries.
-
-    The buffers come into being with the first batch. They stay in float64 when the module around them is cast.
+class Stream:
+    """What a stream remembers beside the parameters.
 
     Attributes:
-        total_weight: sum of all sample weights seen.
-        regularization: added to scale diagonals, fixed with the initialisation.
+        statistics: averages per unit of sample weight, about a reference that stays.
+        total_weight: sum of all sample weights seen, scalar.
+        regularization: added to scale diagonals, fixed with the initialisation, scalar.
         variance: mean variance within components at the initialisation, towards which the scales of components of very
-            few rows shrink.
-        warmup, warmup_weight: rows kept from the first batches, for the initialisation.
+            few rows shrink, scalar.
     """
 
-    _device: Tensor
-    reference: Tensor
+    statistics: SufficientStatistics
     total_weight: Tensor
-    names = ("responsibility", "mass", "first", "scatter", "log_mass", "log_likelihood", "weight", "rows", "reference")
+    regularization: Tensor
+    variance: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in (*self.names, "total_weight", "regularization", "variance", "warmup", "warmup_weight"):
-            self.register_buffer(name, None)
-        self.register_buffer("_device", torch.empty(0), persistent=False)  # follows the module
+    def reorder(self, scale: Scale, order: Tensor) -> Stream:
+        """The same with the components in another order (K,)."""
+        return replace(self, statistics=self.statistics.reorder(scale, order))
 
-    @property
-    def started(self) -> bool:
-        """Whether statistics exist, as opposed to nothing or rows in waiting."""
-        return self.mass is not None
+    @classmethod
+    def of_step(cls, step: em.Step, regularization: float, dtype: torch.dtype) -> Stream:
+        """A stream that begins where a fit has ended, with the means that its sums give as the reference.
 
-    def get(self) -> SufficientStatistics:
-        """The running statistics."""
-        return SufficientStatistics(**{name: getattr(self, name) for name in self.names})
+        Args:
+            step: the last one of the fit.
+            regularization: of its scales.
+            dtype: that the parameters are kept in.
+        """
+        sums, scale, new = step.statistics, step.parameters.scale, step.statistics.weight.new_tensor
+        centre = sums.reference + sums.first / sums.mass.clamp(min=1e-30)[:, None]
+        averages = sums.about(scale, centre).per_unit_weight()
+        variance = step.parameters.to(dtype).variance_within()
+        return cls(averages, sums.weight.clone(), new(regularization), new(variance))
 
-    def set(self, statistics: SufficientStatistics) -> None:
-        """Replace the running statistics."""
-        for name, tensor in statistics.tensors().items():
-            setattr(self, name, tensor)
+    @classmethod
+    def of_parameters(cls, parameters: Parameters, regularization: float, variance: float) -> Stream:
+        """A stream whose parameters were given: as if they were the outcome of a warm-up."""
+        rows, new = WARMUP_ROWS * parameters.n_components, parameters.weights.new_tensor
+        expected = SufficientStatistics.expected(parameters, rows)
+        return cls(expected, new(float(rows)), new(regularization), new(variance))
 
-    def start(self, statistics: SufficientStatistics, scale: Scale, regularization: float, variance: float) -> None:
-        """Begin from the sums of a data set, with the means that they give as the reference."""
-        centre = statistics.reference + statistics.first / statistics.mass.clamp(min=1e-30)[:, None]
-        self.clear()
-        self.set(statistics.about(scale, centre).per_unit_weight())
-        self.total_weight = statistics.weight.clone()
-        self.regularization = statistics.weight.new_tensor(regularization)
-        self.variance = statistics.weight.new_tensor(variance)
 
-    def keep(self, x: Tensor, weight: Tensor) -> None:
-        """Keep these rows (n, d) and their weights (n,) for an initialisation to come."""
-        self.warmup, self.warmup_weight = x, weight
+@dataclass(frozen=True)
+class Update:
+    """What a batch changes.
 
-    def clear(self) -> None:
-        """Forget everything."""
-        for name in self._buffers.keys() - {"_device"}:
-            setattr(self, name, None)
+    Attributes:
+        state: of the stream: its statistics, or all rows that wait for its beginning; None to leave it as it is.
+        parameters: None to leave them as they are.
+        n_reseeded: how many components were started anew.
+    """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
-        # Follow the module to another device, but not to another dtype: sums in half precision are worthless.
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(fn(torch.empty(0, device=tensor.device)).device)
+    state: Stream | Sample | None = None
+    parameters: Parameters | None = None
+    n_reseeded: int = 0
 
-        return super()._apply(move, recurse)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Which buffers exist, and the number of rows in waiting, are part of the state.
-        for name in self._buffers.keys() - {"_device"}:
-            stored = state_dict.get(prefix + name)
-            setattr(self, name, None if stored is None else torch.empty_like(stored, device=self._device.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+def shrinking(rules: em.Rules, scale: Scale, n_features: int, variance: float) -> em.Rules:
+    """The rules for components that have few rows as yet."""
+    credit = prior_rows(scale, n_features)
+    return replace(rules, prior_rows=credit, prior_variance=variance, anchor_rows=WARMUP_ROWS)
+
+
+def warm_up(
+    sample: Sample,
+    start: Parameters,
+    rules: em.Rules,
+    dtype: torch.dtype,
+    tol: float,
+    generator: torch.Generator | None,
+) -> Update:
+    """A few iterations of EM on the first rows of a stream, which all processes hold."""
+    steps = em.iterate(
+        [Chunk(sample.x, sample.weight)],
+        start,
+        replace(rules, distributed=False),
+        dtype=dtype,
+        max_iter=WARMUP_ITERATIONS,
+        tol=tol,
+        generator=generator,
+        max_reseeds=0,
+    )
+    *_, last = steps
+    is_over = sample.rows >= WARMUP_ROWS * start.n_components
+    return Update(Stream.of_step(last, rules.regularization, dtype) if is_over else sample, last.parameters)
+
+
+def advance(
+    stream: Stream,
+    parameters: Parameters,
+    batch: Iterable[Chunk],
+    rules: em.Rules,
+    step_size: StepSize,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+    *,
+    restart: bool,
+) -> Update:
+    """Blend a batch into the statistics, and update the parameters from them.
+
+    Args:
+        stream: what is known.
+        parameters: in the dtype of statistics.
+        batch: chunks, to be passed over twice.
+        rules: of the M-step; regularization and what few rows shrink to are those of the stream.
+        step_size: as of `StudentTMixture`.
+        dtype: of the arithmetic on chunks.
+        generator: source of randomness.
+        restart: whether components that have faded away are started anew.
+    """
+    scale = parameters.scale
+    rules = replace(rules, regularization=float(stream.regularization))
+    rules = shrinking(rules, scale, parameters.n_features, float(stream.variance))
+    sums = em.expectation(batch, parameters, rules, dtype)
+    if not sums.weight > 0:
+        return Update()
+    total_weight = stream.total_weight + sums.weight
+    rate = rate_of(step_size, float(total_weight / sums.weight))
+    averages = sums.about(scale, stream.statistics.reference).per_unit_weight()
+    blended = stream.statistics.blend(averages, rate)
+    # The rows that the averages remember.
+    blended.rows = sums.rows / rate
+    parameters = em.maximization(blended, parameters, rules)
+    blended = blended.standardized(scale)
+    dead: list[int] = []
+    if restart:
+        dead = (blended.responsibility * blended.rows < DEAD_ROWS).nonzero()[:, 0].tolist()
+    if dead:
+        candidates = reseeding.poorly_explained(
+            batch, parameters, len(dead), dtype, generator, synchronize=rules.distributed
+        )
+        restarted, source = reseeding.reseed(parameters, dead, candidates)
+        blended = blended.about(scale, parameters.means).take(scale, source, restarted.means)
+        parameters = restarted
+    return Update(replace(stream, statistics=blended, total_weight=total_weight), parameters, len(dead))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmixture.streaming import StepSize
+from tmixture.scales import STRUCTURES, Scale
+from tmixture.step_sizes import StepSize
 
 T = TypeVar("T")
 
@@ -45,14 +46,16 @@ def one_of(value: T, options: tuple[T, ...], name: str) -> T:
     return value
 
 
-def rank(value: int | None, covariance_type: str, n_features: int) -> int | None:
-    """The rank of low-rank scales, 1 ≤ q < d; None for any other structure."""
-    if covariance_type != "lowrank":
+def rank(value: int | None, structure: type[Scale], n_features: int) -> int | None:
+    """The rank of a structure that has one, 1 ≤ q < d; None for any other."""
+    name = structure.covariance_type
+    if not structure.takes_rank:
         if value is not None:
-            raise ValueError(f"rank is for covariance_type='lowrank' only, got rank={value!r} with {covariance_type!r}")
+            with_rank = " or ".join(repr(other) for other, kind in STRUCTURES.items() if kind.takes_rank)
+            raise ValueError(f"rank is for covariance_type={with_rank} only, got rank={value!r} with {name!r}")
         return None
     if value is None:
-        raise ValueError("covariance_type='lowrank' needs a rank, such as rank=8")
+        raise ValueError(f"covariance_type={name!r} needs a rank, such as rank=8")
     rank = positive_integer(value, "rank")
     if rank >= n_features:
         raise ValueError(f"rank must be smaller than n_features={n_features}, got {rank}: use covariance_type='full'")
@@ -137,6 +140,18 @@ def batch(x: Any, n_features: int) -> Tensor:
     if x.is_complex():
         raise ValueError(f"x must hold real numbers, got dtype {x.dtype}")
     return x
+
+
+def means(value: Any) -> Tensor:
+    """Finite means (K, d)."""
+    given = torch.as_tensor(value).detach()
+    if given.dim() != 2:
+        raise ValueError(f"means must have shape (K, d), got {tuple(given.shape)}")
+    if not given.isfinite().all():
+        raise ValueError(
+            f"means must be finite, but that of component {int((~given.isfinite()).nonzero()[0, 0])} is not"
+        )
+    return given
 
 
 def covariance_matrices(value: Any, n_components: int, n_features: int) -> Tensor:

@@ -77,7 +77,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         (iter([torch.zeros(3, 2)]), "iterated only once"),
         ({"images": torch.zeros(3, 2)}, "a batch of data must be a tensor or an array, got str"),
     ],
-    ids=str,
 )
 def test_data_that_cannot_be_read_is_refused(data, message):
     with pytest.raises(ValueError, match=message):

@@ -383,7 +383,7 @@ def test_an_empty_query_has_an_empty_answer():
         ({"dof": [1.0, 2.0, 3.0], "learn_dof": "shared"}, "dof must be one number when learn_dof='shared'"),
         ({"learn_dof": True}, "learn_dof must be one of False, 'shared', 'component', got True"),
         ({"learn_dof": "each"}, "learn_dof must be one of .*, got 'each'"),
-        ({"covariance_type": "round"}, "covariance_type must be one of 'full', 'tied', .*, got 'round'"),
+        ({"covariance_type": "round"}, "covariance_type must be one of 'diag', 'full', .*, got 'round'"),
         ({"covariance_type": None}, "covariance_type must be one of .*, got None"),
         ({"reg_covar": -1.0}, "reg_covar must be .*not negative, got -1.0"),
         ({"reg_covar": "some"}, "reg_covar must be .*, got 'some'"),

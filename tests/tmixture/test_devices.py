@@ -188,7 +188,7 @@ def test_an_iteration_asks_the_device_so_often(structure, learn_dof, weighted, m
         "item": lambda tensor: 0,
     }.items():
         monkeypatch.setattr(torch.Tensor, name, answer(getattr(torch.Tensor, name), instead))
-    parameters = from_model(naive.random_model(5, 12, structure), structure)._current().to(torch.device("meta"))
+    parameters = from_model(naive.random_model(5, 12, structure), structure).snapshot().to(torch.device("meta"))
     x, weight = torch.empty(4000, 12, device="meta"), torch.empty(4000, dtype=torch.float64, device="meta")
     chunks = [Chunk(x, weight if weighted else None)] * 3
     rules = em.Rules("px", learn_dof, (0.5, 200.0), 1e-6)

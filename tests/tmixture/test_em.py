@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tmixture import StudentTMixture, em
+from tmixture import StudentTMixture, reseeding
 from tmixture.chunks import Chunk
 
 from . import naive
@@ -185,9 +185,9 @@ def test_a_component_without_rows_is_given_a_new_start():
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_reseeding_keeps_the_scale_and_shares_the_weight_of_the_component_it_starts_in(structure):
     model = naive.random_model(3, 2, structure, dof=(2.0, 5.0, 9.0), spread=50.0)
-    parameters = from_model(model, structure)._current()
+    parameters = from_model(model, structure).snapshot()
     candidates = parameters.means[[1]] + 0.1
-    after, source = em.reseed(parameters, [0], candidates)
+    after, source = reseeding.reseed(parameters, [0], candidates)
     assert source.tolist() == [1, 1, 2]
     np.testing.assert_allclose(after.means[0], candidates[0])
     np.testing.assert_allclose(after.means[1:], parameters.means[1:])
@@ -201,9 +201,9 @@ def test_new_starts_come_from_the_worse_explained_half():
     model = naive.random_model(1, 2, "full", dof=INF)
     mixture = from_model(model, "full")
     x = torch.as_tensor(naive.draw(model, 8))
-    drawn = em.poorly_explained(
+    drawn = reseeding.poorly_explained(
         [Chunk(x[:5]), Chunk(x[5:], torch.ones(3))],
-        mixture._current(),
+        mixture.snapshot(),
         1,
         torch.float64,
         torch.Generator().manual_seed(0),

@@ -25,7 +25,7 @@ def assert_same(one, other):
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
         assert tensor.dtype == other.state_dict()[name].dtype, name
-    hidden = {"training", "init"} | {name for name in vars(one) if name.startswith("_") and name != "_working_dtype"}
+    hidden = {"training", "init"} | {name for name in vars(one) if name.startswith("_")}
     for name in vars(one).keys() - hidden:
         assert getattr(one, name) == getattr(other, name), name
 

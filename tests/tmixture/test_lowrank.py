@@ -8,7 +8,7 @@ from scipy import stats
 from tmixture import StudentTMixture, em
 from tmixture.chunks import Chunk
 from tmixture.parameters import Parameters
-from tmixture.scales import LowRankScale
+from tmixture.scales.lowrank import LowRankScale
 
 RULES = em.Rules("px", False, (0.5, 200.0), 0.0)
 
@@ -67,7 +67,7 @@ def test_the_m_step_is_that_of_dense_factor_analysis(scale_update):
         warm_start=True, init=x[:2], dtype=torch.float64,
     ).fit(x)  # fmt: skip
     mixture.whitening, mixture.loadings = scale.whitening, scale.loadings
-    before = mixture._current()
+    before = mixture.snapshot()
     r, u = mixture(x).numpy(), mixture.outlier_weights(x).numpy()
     mixture.fit(x)
     for k in range(2):

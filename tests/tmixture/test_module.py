@@ -168,7 +168,7 @@ def test_repr_says_what_it_is():
     assert "learn_dof='shared'" in repr(StudentTMixture(3, 4, learn_dof="shared"))
     fitted = StudentTMixture(3, 3, generator=0).fit(blobs())
     assert "not fitted" not in repr(fitted)
-    assert repr(fitted.running.get()) == f"SufficientStatistics(K=3, d=3, rows={len(blobs())}, weight=1)"
+    assert repr(fitted.running.stream.statistics) == f"SufficientStatistics(K=3, d=3, rows={len(blobs())}, weight=1)"
 
 
 class Labelled(Dataset):

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 
-from tmixture import StudentTMixture
+from tmixture import StudentTMixture, model
 
 from .helpers import CLOSED_FORM, STRUCTURES, of
 
@@ -163,3 +163,23 @@ def test_from_parameters_keeps_what_the_structure_can_hold(structure):
 def test_from_parameters_checks_them(arguments, message):
     with pytest.raises(ValueError, match=message):
         StudentTMixture.from_parameters(*arguments)
+
+
+@pytest.mark.parametrize("change", ["in place", "another tensor"])
+def test_the_densities_are_prepared_once_for_the_same_parameters(monkeypatch, change):
+    """Asked ten times, a mixture factorises its matrices once; after a change of a buffer it does so anew."""
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    mixture = StudentTMixture(2, 3, covariance_type="full", generator=0).fit(x)
+    prepared, real = [], model.working_density
+    monkeypatch.setattr(model, "working_density", lambda *args: prepared.append(args) or real(*args))
+    for _ in range(10):
+        before = mixture.log_prob(x)
+    assert prepared == []
+    if change == "in place":
+        mixture.means.add_(1.0)
+    else:
+        mixture.means = mixture.means + 1.0
+    for _ in range(10):
+        after = mixture.log_prob(x + 1.0)
+    assert len(prepared) == 1
+    torch.testing.assert_close(after, before)

@@ -136,7 +136,7 @@ def test_distances_that_are_not_completed_belong_to_irrelevant_components(d, spr
     """What the E-step takes from distances in parts is what it takes from whole ones; unfinished ones are lower."""
     model = naive.random_model(6, d, "full", dof=dof, spread=spread)
     mixture = from_model(model, "full", dtype=dtype)
-    density = Density(mixture._current(), dtype)
+    density = Density(mixture.snapshot(), dtype)
     features = density.features(torch.as_tensor(naive.draw(model, 400)).to(dtype))
     whole, partial = density.mahalanobis(features), density.relevant(features)[0]
     rounding = 1e-4 if dtype == torch.float32 else 1e-9
@@ -158,7 +158,7 @@ def test_numbers_beyond_float32_are_worked_on_in_float64(structure, apart):
     model.scales[:] *= 1e-32
     model.means[:] *= 1e12
     mixture = from_model(model, structure, dtype=torch.float64)
-    density = working_density(mixture._current(), torch.float32, apart=apart)
+    density = working_density(mixture.snapshot(), torch.float32, apart=apart)
     assert density.dtype == torch.float64
     assert density.expanded_terms().isfinite().all()
 
@@ -173,8 +173,10 @@ def test_far_components_cost_no_float64(covariance_type, n_tight, sharpness):
     model.means[0] += 5
     x = naive.draw(model, 500)
     mixture = from_model(model, covariance_type, dtype=torch.float32, max_iter=1)
-    assert mixture._working_dtype == torch.float64  # what one matrix product for all components would take
-    assert working_density(mixture._current(), torch.float32, apart=True).dtype == torch.float32
+    assert (
+        working_density(mixture.snapshot(), torch.float32).dtype == torch.float64
+    )  # what one matrix product for all components would take
+    assert working_density(mixture.snapshot(), torch.float32, apart=True).dtype == torch.float32
     expected = naive.em_step(x, model, covariance_type)
     mixture.fit(torch.as_tensor(x).float())
     np.testing.assert_allclose(mixture.means, expected.means, rtol=1e-5, atol=1e-6)
@@ -190,7 +192,7 @@ def test_moments_of_sparse_and_of_dense_responsibilities(dtype, covariance_type,
     """In high dimension a row concerns few components, and its pairs are summed; both ways give the plain sums."""
     model = naive.random_model(70, 6, covariance_type)
     model.scales[::2] /= sharpness**2
-    density = working_density(from_model(model, covariance_type, dtype=dtype)._current(), dtype, apart=True)
+    density = working_density(from_model(model, covariance_type, dtype=dtype).snapshot(), dtype, apart=True)
     assert len(density.apart) > 0
     features, means = density.features(torch.as_tensor(naive.draw(model, 300), dtype=dtype)), density.means
     weight = torch.rand(300, 70, dtype=dtype) * (torch.rand(300, 70) < share)
@@ -225,7 +227,7 @@ def test_far_components_are_corrected_where_it_matters(dof, sharpness):
     model.scales[:] /= sharpness**2
     model.means[1] = model.means[0] + 3 * model.scales[0].diagonal() ** 0.5 / 30**0.5  # two that share rows
     rows = torch.as_tensor(naive.draw(model, 400))
-    parameters = from_model(model, "diag", dtype=torch.float64)._current()
+    parameters = from_model(model, "diag", dtype=torch.float64).snapshot()
     exact, single = Density(parameters, torch.float64), working_density(parameters, torch.float32, apart=True)
     assert single.dtype == torch.float32
     assert len(single.apart) > 0

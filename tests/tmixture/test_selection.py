@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 import pytest
 import torch
 
-from tmixture import select_components
+from tmixture import plot, select_components
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def test_the_table_has_a_row_per_number_and_marks_the_choice(selection):
 
 
 def test_the_plot_shows_the_criteria(selection):
-    ax = selection.plot()
+    ax = plot.criterion(selection)
     drawn = {line.get_label(): line for line in ax.get_lines()}
     assert list(drawn["BIC"].get_ydata()) == [candidate.bic for candidate in selection.candidates]
     assert list(drawn["chosen"].get_xdata()) == [3]
-    assert selection.plot(ax) is ax
+    assert plot.criterion(selection, ax=ax) is ax
 
 
 def test_wrong_arguments(blobs):

@@ -1,5 +1,6 @@
 """The scikit-learn estimator: scikit-learn's own checks, its tools around it, and `GaussianMixture` beside it."""
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -195,3 +196,12 @@ def test_nothing_is_fitted_after_an_error():
 def test_the_library_does_not_need_scikit_learn():
     code = "import sys; import tmixture; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_settings_are_those_of_the_mixture_with_the_same_defaults():
+    mixture = inspect.signature(StudentTMixture).parameters
+    estimator = inspect.signature(StudentTMixtureClusterer).parameters
+    of_torch = {"n_features", "step_size", "allow_tf32", "distributed", "generator", "dtype"}
+    assert set(estimator) == set(mixture) - of_torch | {"random_state"}
+    for name in set(estimator) - {"n_components", "random_state"}:
+        assert estimator[name].default == mixture[name].default, name

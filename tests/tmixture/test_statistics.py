@@ -21,7 +21,7 @@ def case(request):
     """(scale, x, sample weights, parameters)."""
     x, model = naive.heavy_tailed(K=3, d=4, N=60, structure=request.param)
     weight = np.random.default_rng(0).uniform(0, 2, len(x))
-    parameters = from_model(model, request.param)._current()
+    parameters = from_model(model, request.param).snapshot()
     return parameters.scale, torch.as_tensor(x), torch.as_tensor(weight), parameters
 
 
@@ -176,7 +176,7 @@ def test_expected_statistics_are_those_of_a_large_sample(structure, dof):
     scales = factor @ factor.mT + torch.eye(3)
     means = torch.tensor([[0.0, 0.0, 0.0], [40.0, 0.0, 0.0]])
     mixture = StudentTMixture.from_parameters([0.3, 0.7], means.double(), scales, dof=dof, **of(structure))
-    parameters = mixture._current()
+    parameters = mixture.snapshot()
     expected = SufficientStatistics.expected(parameters, 1.0)
     x, _ = mixture.sample(200_000, generator=generator)
     seen = em.expectation([Chunk(x)], parameters, RULES, torch.float64).about(parameters.scale, parameters.means)

@@ -299,7 +299,7 @@ def test_a_state_with_a_stream_replaces_one_without_and_back():
 # ---------------------------------------------------------------- trouble
 
 
-@pytest.mark.parametrize("seen", [0, 2, 15, 200])
+@pytest.mark.parametrize("seen", [0, 2, 15, 200, "parameters"])
 @pytest.mark.parametrize(
     ("batch", "weight", "message"),
     [
@@ -314,7 +314,9 @@ def test_a_state_with_a_stream_replaces_one_without_and_back():
 def test_a_wrong_batch_changes_nothing(seen, batch, weight, message):
     x, _, _ = clusters(300, K=3, d=2)
     mixture = StudentTMixture(3, 2, generator=0)
-    if seen:
+    if seen == "parameters":
+        mixture = StudentTMixture.from_parameters([1.0, 1.0, 1.0], x[:3], torch.eye(2).expand(3, 2, 2), generator=0)
+    elif seen:
         mixture.partial_fit(x[:seen])
     before = copy.deepcopy(mixture)
     for wrong in (batch, batch.numpy()):

@@ -6,7 +6,9 @@ import torch
 from tmixture import tiles
 from tmixture.density import Density, negligible
 from tmixture.parameters import Parameters
-from tmixture.scales import DiagonalScale, SphericalScale, pairs
+from tmixture.scales import pairs
+from tmixture.scales.diag import DiagonalScale
+from tmixture.scales.spherical import SphericalScale
 
 SCALES = [DiagonalScale, SphericalScale]
 

@@ -44,25 +44,15 @@ def fit_to_batch(template: StudentTMixture, batch: Tensor, n_rows: int, distribu
         n_rows: rows of the batch in all processes.
         distributed: whether the processes fit it together.
     """
-    return StudentTMixture(
-        components_for_batch(n_rows),
-        template.n_features,
-        dof=float(template.initial_dof[0]),
-        learn_dof=template.learn_dof,
-        covariance_type=template.covariance_type,
-        rank=template.rank,
-        reg_covar=template.reg_covar,
-        init=template.init if isinstance(template.init, str) else "kmeans",
-        n_init=template.n_init,
-        max_iter=template.max_iter,
-        tol=template.tol,
-        scale_update=template.scale_update,
-        dof_bounds=template.dof_bounds,
-        distributed=distributed,
-        generator=template.generator,
-        device=batch.device,
-        dtype=template.means.dtype,
-    ).fit(batch)
+    per_batch = {
+        "n_components": components_for_batch(n_rows),
+        "dof": float(template.initial_dof[0]),
+        "init": template.init if isinstance(template.init, str) else "kmeans",
+        "max_candidates": None,
+        "distributed": distributed,
+        "device": batch.device,
+    }
+    return StudentTMixture(**{**template.settings(), **per_batch}).fit(batch)
 
 
 def components_for_batch(n_rows: int) -> int:

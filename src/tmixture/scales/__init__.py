@@ -1,15 +1,11 @@
-"""Scale structures: one small class per file, all behind `Scale`."""
+"""Scale structures: one small class per file, all behind `Scale`; a new file in this folder is found by itself."""
 
-from tmixture.scales.base import Scale
-from tmixture.scales.diag import DiagonalScale
-from tmixture.scales.full import FullScale
-from tmixture.scales.lowrank import LowRankScale
-from tmixture.scales.spherical import SphericalScale
-from tmixture.scales.tied import TiedScale
+from importlib import import_module
+from pkgutil import iter_modules
 
-STRUCTURES: dict[str, type[Scale]] = {
-    structure.covariance_type: structure
-    for structure in (FullScale, TiedScale, DiagonalScale, SphericalScale, LowRankScale)
-}
+from tmixture.scales.base import STRUCTURES, Scale
 
-__all__ = ["STRUCTURES", "DiagonalScale", "FullScale", "LowRankScale", "Scale", "SphericalScale", "TiedScale"]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["STRUCTURES", "Scale"]

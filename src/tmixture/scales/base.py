@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
+from tmixture.numerics import cross_moments, exact
+from tmixture.scales.cholesky import inverse_of
+from tmixture.scales.pairs import rows_of
+
 # Means further than this from the origin, in squared Mahalanobis distance per feature, lose digits in float32. Where
 # squares are expanded, of δ and of the variances, whose error after a few iterations is about 1e-6 at this limit.
 EXPANDED_LIMIT = 4.0
@@ -18,8 +22,38 @@ EXPANDED_LIMIT = 4.0
 # have anyway. At d = 512 that is 1e-5 of δ at this limit, where a component is 10 000 times smaller than its distance.
 DIRECT_LIMIT = 1e8
 
-# Rows that may be summed in float32 before float64 takes over.
-SUM_ROWS = 512
+# The structures by name, as `covariance_type` names them: each subclass of `Scale` that has a name.
+STRUCTURES: dict[str, type[Scale]] = {}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What n rows have to do with K components.
+
+    Attributes:
+        responsibility: (n, K), r_ik times the sample weight.
+        weight: (n, K), r_ik·u_ik times the sample weight.
+    """
+
+    responsibility: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Where the moments of a chunk are added to, and about which points they are taken.
+
+    Attributes:
+        first: (K, d), receives Σ_i weight_ik·(x_i − reference_k).
+        scatter: `scatter_shape`, receives the second moments about `reference(means, apart)`.
+        means: (K, d).
+        apart: indices of the components treated apart, of which there are none unless the structure `separates`.
+    """
+
+    first: Tensor
+    scatter: Tensor
+    means: Tensor
+    apart: Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +63,10 @@ class Scale(ABC):
     A subclass is a frozen dataclass of tensors. It knows how to measure distances with its matrices, which statistic of
     the data determines them, and how to turn that statistic into new matrices. Everything outside `tmixture.scales` is
     written against this class alone.
+
+    What is not abstract has a textbook form here that follows from `dense` and `from_dense`: distances by Cholesky
+    factors, and the full scatter Σ_i weight_ik·(x_i − μ_k)(x_i − μ_k)ᵀ as the statistic. A structure overrides what it
+    can do with less.
 
     Points are handed over as `features(x)`, computed once per chunk and used by the E-step and the M-step alike;
     `x` and `means` are always taken about a common origin near the data, which keeps the expanded squares accurate.
@@ -40,7 +78,10 @@ class Scale(ABC):
     constraints: ClassVar[dict[str, constraints.Constraint]]
     """Constraint of each tensor, by field name; used when the parameters are trained by gradients."""
 
-    expands_squares: ClassVar[bool] = True
+    takes_rank: ClassVar[bool] = False
+    """Whether it has a rank to be given."""
+
+    expands_squares: ClassVar[bool] = False
     """Whether distances are computed as ‖Wx‖² − 2·Wx·Wμ + ‖Wμ‖², which cancels for means far from the origin."""
 
     separates: ClassVar[bool] = False
@@ -52,6 +93,10 @@ class Scale(ABC):
 
     maximises: ClassVar[bool] = True
     """Whether `estimate` maximises the expected likelihood, or only raises it, to be repeated."""
+
+    def __init_subclass__(cls) -> None:
+        if "covariance_type" in vars(cls):
+            STRUCTURES[cls.covariance_type] = cls
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that make up the scales, by field name."""
@@ -99,9 +144,10 @@ class Scale(ABC):
         """
         raise NotImplementedError
 
-    @abstractmethod
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, p), (K, d) → (n, K), never negative."""
+        x, whitening = features[:, : means.shape[1]], inverse_of(torch.linalg.cholesky(self.dense(*means.shape)))
+        return torch.stack([((x - mean) @ w.T).square().sum(1) for mean, w in zip(means, whitening)], dim=1)
 
     def cancellation(self) -> float:
         """What cancels in the distance of a component's own points, relative to it, at most."""
@@ -123,54 +169,61 @@ class Scale(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def half_log_det(self, n_features: int) -> Tensor:
-        """½·log|Σ_k| in float64 where the device has it, broadcastable to (K,)."""
-
-    @abstractmethod
     def dense(self, n_components: int, n_features: int) -> Tensor:
         """The scale matrices written out: (K, d, d)."""
 
+    @classmethod
     @abstractmethod
+    def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
+        """The scales closest in this structure, and of this rank where it has one, to full matrices (K, d, d)."""
+
+    @abstractmethod
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        """Number of free parameters, for information criteria."""
+
+    @classmethod
+    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
+        """The scales Σ_k = variance_k·I, from variances (K,); with loadings of the given rank where there are any."""
+        return cls.from_dense(torch.diag_embed(variance[:, None].expand(-1, n_features)), rank)
+
+    def half_log_det(self, n_features: int) -> Tensor:
+        """½·log|Σ_k| in the dtype of statistics, broadcastable to (K,)."""
+        return torch.linalg.slogdet(exact(self._distinct(n_features))).logabsdet / 2
+
+    def mean_variance(self, n_features: int) -> Tensor:
+        """trace(Σ_k)/d: broadcastable to (K,)."""
+        return self._distinct(n_features).diagonal(dim1=1, dim2=2).mean(1)
+
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         """Turn white noise (n, d) into noise with scale matrix Σ_component[i] in row i."""
+        factors = torch.linalg.cholesky(self._distinct(noise.shape[1]))
+        result = torch.empty_like(noise)
+        for k in component.unique().tolist():
+            rows = component == k
+            result[rows] = noise[rows] @ factors[k if self.per_component else 0].T
+        return result
 
-    @abstractmethod
+    def _distinct(self, n_features: int) -> Tensor:
+        """The matrices (K, d, d), or the one (1, d, d) that all components share."""
+        return self.dense(len(next(iter(self.tensors().values()))) if self.per_component else 1, n_features)
+
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         """Shape of the scatter statistic S."""
+        return (n_components, n_features, n_features)
 
     def reference(self, means: Tensor, apart: Tensor) -> Tensor:
-        """The points (K, d) about which `accumulate` takes its moments: the common origin unless overridden.
+        """The points (K, d) about which `accumulate` takes its moments; `apart` as in `Moments`."""
+        return means
 
-        Args:
-            means: (K, d).
-            apart: indices of the components treated apart, of which there are none unless the structure `separates`.
-        """
-        return torch.zeros_like(means)
+    def accumulate(self, moments: Moments, features: Tensor, shares: Shares) -> None:
+        """Add the first and second moments of a chunk, whose `features` are (n, p), under these scales, in place."""
+        # In high dimension nearly every weight is zero: gather the rows that count, and pay N·d² instead of N·K·d².
+        for k, rows in enumerate(rows_of(shares.weight.T > 0)):
+            centred = features[:, : moments.means.shape[1]].index_select(0, rows) - moments.means[k]
+            weighted = centred * shares.weight[rows, k, None]
+            moments.first[k] += weighted.sum(0, dtype=moments.first.dtype)
+            moments.scatter[k] += cross_moments(weighted, centred)
 
-    @abstractmethod
-    def accumulate(
-        self,
-        first: Tensor,
-        scatter: Tensor,
-        features: Tensor,
-        responsibilities: Tensor,
-        weight: Tensor,
-        means: Tensor,
-        apart: Tensor,
-    ) -> None:
-        """Add the first and second moments of a chunk under these scales, in place.
-
-        Args:
-            first: (K, d), receives Σ_i weight_ik·(x_i − reference_k).
-            scatter: `scatter_shape`, receives the second moments about `reference(means, apart)`.
-            features: (n, p), from `features`.
-            responsibilities: (n, K), r_ik times the sample weight.
-            weight: (n, K), r_ik·u_ik times the sample weight.
-            means: (K, d).
-            apart: as for `reference`.
-        """
-
-    @abstractmethod
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         """The scatter about a new reference = old reference − delta.
 
@@ -182,6 +235,9 @@ class Scale(ABC):
             first: (K, d), first moment about the old reference.
             delta: (K, d), old reference minus new reference.
         """
+        left = torch.stack([first, delta], dim=2)
+        right = torch.stack([delta, first + mass[:, None] * delta], dim=1)
+        return torch.baddbmm(scatter, left, right)
 
     def standardize(self, scatter: Tensor, mass: Tensor, first: Tensor) -> Tensor:
         """The scatter as the scales that `estimate` makes of it would have taken it.
@@ -195,7 +251,6 @@ class Scale(ABC):
         """
         return scatter
 
-    @abstractmethod
     def estimate(
         self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
     ) -> Self:
@@ -208,54 +263,10 @@ class Scale(ABC):
             regularization: (K,), added to the diagonal, in squared units of the data.
             n_features: d.
         """
+        matrices = scatter / denominator[:, None, None]
+        matrices.diagonal(dim1=1, dim2=2).add_(regularization[:, None])
+        return type(self).from_dense(matrices)
 
-    @abstractmethod
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         """The scatter statistic from which `estimate` with denominators `weights` (K,) gives these scales."""
-
-    @classmethod
-    @abstractmethod
-    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
-        """The scales Σ_k = variance_k·I, from variances (K,); with loadings of the given rank where there are any."""
-
-    @classmethod
-    @abstractmethod
-    def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
-        """The scales closest in this structure, and of this rank where it has one, to full matrices (K, d, d)."""
-
-    @abstractmethod
-    def n_parameters(self, n_components: int, n_features: int) -> int:
-        """Number of free parameters, for information criteria."""
-
-    @abstractmethod
-    def mean_variance(self, n_features: int) -> Tensor:
-        """trace(Σ_k)/d: broadcastable to (K,)."""
-
-
-def exact(x: Tensor) -> Tensor:
-    """The same numbers in float64 where the device has it."""
-    return x if x.device.type == "mps" else x.double()
-
-
-def log64(x: Tensor) -> Tensor:
-    """The logarithm in float64 where the device has it."""
-    return exact(x).log()
-
-
-def cross_moments(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_i a_i·b_iᵀ over rows: (n, p), (n, q) → (p, q), in float64 where the device has it.
-
-    A product of tall matrices in float32 may add its rows one after the other and end with an error of 1e-5, which the
-    cancellation in a variance then multiplies. Only `SUM_ROWS` rows are added in the dtype of the rows.
-    """
-    total = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float32 if a.device.type == "mps" else torch.float64)
-    for rows, others in zip(a.split(SUM_ROWS), b.split(SUM_ROWS)):
-        total += rows.T @ others
-    return total
-
-
-def column_sums(a: Tensor) -> Tensor:
-    """Σ_i a_i over rows: (n, p) → (p,), in float64 where the device has it, of which a few rows are added before."""
-    few = 16  # with many columns, float64 alone takes ten times as long
-    whole = len(a) - len(a) % few
-    return exact(a[:whole].unflatten(0, (-1, few)).sum(1)).sum(0) + a[whole:].sum(0)
+        return weights[:, None, None] * self.dense(len(weights), n_features)

@@ -16,11 +16,6 @@ def row_blocks(d: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, d)) for start in range(0, d, BLOCK)]
 
 
-def whiten(x: Tensor, whitening: Tensor) -> Tensor:
-    """x·Wᵀ for a lower-triangular W, skipping the zero blocks of Wᵀ: (n, d), (d, d) → (n, d)."""
-    return torch.cat([x[:, :end] @ whitening[start:end, :end].T for start, end in row_blocks(x.shape[1])], dim=1)
-
-
 def squared_norm_of_whitened(x: Tensor, whitening: Tensor, mean: Tensor, rows: tuple[int, int]) -> Tensor:
     """What some rows of a lower-triangular W add to ‖(x_i − mean)·Wᵀ‖²: (n, d), (d, d), (d,) → (n,)."""
     start, end = rows

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import Scale
+from tmixture.scales.base import Moments, Scale, Shares
 from tmixture.scales.pairs import add_pairs, pairs_of, weighted_sums
 
 
@@ -21,6 +21,7 @@ class ExpandedScale(Scale):
     of a row and such a component that matter can be treated by differences, whatever the number of components.
     """
 
+    expands_squares: ClassVar[bool] = True
     separates: ClassVar[bool] = True
 
     @abstractmethod
@@ -46,17 +47,9 @@ class ExpandedScale(Scale):
     def reference(self, means: Tensor, apart: Tensor) -> Tensor:
         return torch.zeros_like(means).index_copy(0, apart, means[apart])
 
-    def accumulate(
-        self,
-        first: Tensor,
-        scatter: Tensor,
-        features: Tensor,
-        responsibilities: Tensor,
-        weight: Tensor,
-        means: Tensor,
-        apart: Tensor,
-    ) -> None:
-        self.add_moments(first, scatter, self.moments(features, weight, means, apart))
+    def accumulate(self, moments: Moments, features: Tensor, shares: Shares) -> None:
+        sums = self.moments(features, shares.weight, moments.means, moments.apart)
+        self.add_moments(moments.first, moments.scatter, sums)
 
     def add_moments(self, first: Tensor, scatter: Tensor, moments: Tensor) -> None:
         """Add moments (K, p) to the two statistics, in place."""

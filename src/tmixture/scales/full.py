@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, cross_moments, log64
+from tmixture.numerics import exact
+from tmixture.scales.base import Scale
 from tmixture.scales.cholesky import inverse_of, row_blocks, squared_norm_of_whitened, whitening_of
-from tmixture.scales.pairs import rows_of
 
 # Rows of W in the first part of a distance.
 SMALLEST_PART = 32
@@ -27,7 +27,6 @@ class FullScale(Scale):
 
     covariance_type: ClassVar[str] = "full"
     constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.lower_cholesky}
-    expands_squares: ClassVar[bool] = False
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         blocks = row_blocks(means.shape[1])
@@ -44,7 +43,7 @@ class FullScale(Scale):
         return squared_norm_of_whitened(features, self.whitening[component], mean, _parts(len(mean))[part])
 
     def half_log_det(self, n_features: int) -> Tensor:
-        return -log64(self.whitening.diagonal(dim1=1, dim2=2)).sum(1)
+        return -exact(self.whitening.diagonal(dim1=1, dim2=2)).log().sum(1)
 
     def dense(self, n_components: int, n_features: int) -> Tensor:
         factor = inverse_of(self.whitening)
@@ -56,34 +55,6 @@ class FullScale(Scale):
             rows = component == k
             result[rows] = torch.linalg.solve_triangular(self.whitening[k], noise[rows].T, upper=False).T
         return result
-
-    def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
-        return (n_components, n_features, n_features)
-
-    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
-        return means
-
-    def accumulate(
-        self,
-        first: Tensor,
-        scatter: Tensor,
-        features: Tensor,
-        responsibilities: Tensor,
-        weight: Tensor,
-        means: Tensor,
-        apart: Tensor,
-    ) -> None:
-        # In high dimension nearly every weight is zero: gather the rows that count, and pay N·d² instead of N·K·d².
-        for k, rows in enumerate(rows_of(weight.T > 0)):
-            centred = features.index_select(0, rows) - means[k]
-            weighted = centred * weight[rows, k, None]
-            first[k] += weighted.sum(0, dtype=first.dtype)
-            scatter[k] += cross_moments(weighted, centred)
-
-    def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
-        left = torch.stack([first, delta], dim=2)
-        right = torch.stack([delta, first + mass[:, None] * delta], dim=1)
-        return torch.baddbmm(scatter, left, right)
 
     def estimate(
         self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
@@ -101,9 +72,6 @@ class FullScale(Scale):
         for k in torch.stack(failures).nonzero()[:, 0].tolist():  # asked once, as a GPU comes to a halt for it
             factors[k] = whitening_of(covariance(k), f"component {k}")
         return type(self)(factors)
-
-    def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
-        return weights[:, None, None] * self.dense(len(weights), n_features)
 
     @classmethod
     def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:

@@ -12,7 +12,8 @@ from torch.distributions import constraints
 from typing_extensions import Self
 
 from tmixture.chunks import CACHED_ELEMENTS
-from tmixture.scales.base import Scale, exact
+from tmixture.numerics import exact
+from tmixture.scales.base import Moments, Scale, Shares
 from tmixture.scales.diag import DiagonalScale
 from tmixture.scales.pairs import TILE_ROWS, pairs_of, tiles
 
@@ -61,6 +62,8 @@ class LowRankScale(Scale):
         "whitening": constraints.positive,
         "loadings": constraints.real,
     }
+    takes_rank: ClassVar[bool] = True
+    expands_squares: ClassVar[bool] = True
     maximises: ClassVar[bool] = False
 
     @property
@@ -124,39 +127,28 @@ class LowRankScale(Scale):
         q = self.loadings.shape[2]
         return (n_components, n_features + q, 1 + q)
 
-    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
-        return means
-
-    def accumulate(
-        self,
-        first: Tensor,
-        scatter: Tensor,
-        features: Tensor,
-        responsibilities: Tensor,
-        weight: Tensor,
-        means: Tensor,
-        apart: Tensor,
-    ) -> None:
+    def accumulate(self, moments: Moments, features: Tensor, shares: Shares) -> None:
         K, d, q = self.loadings.shape
         projection, covariance = self._posterior
         projection = projection.to(features.dtype)
-        moments, squares = scatter.new_zeros(K, 1 + q, d + q), scatter.new_zeros(K, 1, d + q)
-        rows, components, value = pairs_of(weight)
+        sums, squares = moments.scatter.new_zeros(K, 1 + q, d + q), moments.scatter.new_zeros(K, 1, d + q)
+        rows, components, value = pairs_of(shares.weight)
         block = max(1, CACHED_ELEMENTS // (TILE_ROWS * 2 * (d + q)))
         for pairs, filled, owner in zip(*(part.split(block) for part in tiles(components, K))):
             y = features.new_empty(*pairs.shape, d + q)  # x − μ and the factors
             x = features[:, :d].index_select(0, rows[pairs].flatten()).view(*pairs.shape, d)
-            torch.sub(x, means[owner][:, None], out=y[:, :, :d])
+            torch.sub(x, moments.means[owner][:, None], out=y[:, :, :d])
             y[:, :, d:] = y[:, :, :d] @ projection[owner].mT
             share = (value[pairs] * filled)[:, None]
             weighted = torch.cat([share, share * y[:, :, d:].mT], dim=1)
-            moments.index_add_(0, owner, exact(weighted @ y))
+            sums.index_add_(0, owner, exact(weighted @ y))
             squares.index_add_(0, owner, exact(share @ y.square_()))
-        moments = moments.mT
-        first += moments[:, :d, 0]
-        moments[:, :d, 0] = squares[:, 0, :d]
-        scatter += moments
-        scatter[:, d:, 1:] += covariance * responsibilities.sum(0, dtype=scatter.dtype)[:, None, None]
+        sums = sums.mT
+        moments.first.add_(sums[:, :d, 0])
+        sums[:, :d, 0] = squares[:, 0, :d]
+        moments.scatter.add_(sums)
+        rows_per_component = shares.responsibility.sum(0, dtype=moments.scatter.dtype)
+        moments.scatter[:, d:, 1:] += covariance * rows_per_component[:, None, None]
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         # The factors were inferred about the means of their time, and stay what they are.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tmixture.scales.base import SUM_ROWS, cross_moments, exact
+from tmixture.numerics import SUM_ROWS, cross_moments, exact
 
 # Where at most one of so many weights is not zero, summing those is faster than a matrix product over all: on a CPU,
 # where torch is slow to sum chosen rows in float64, and on other devices.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import log64
+from tmixture.numerics import exact
 from tmixture.scales.expanded import ExpandedScale
 
 
@@ -44,7 +44,7 @@ class SphericalScale(ExpandedScale):
         return self.expanded(features, coefficients, (precision * means.square()).sum(-1))
 
     def half_log_det(self, n_features: int) -> Tensor:
-        return -n_features * log64(self.whitening)
+        return -n_features * exact(self.whitening).log()
 
     def dense(self, n_components: int, n_features: int) -> Tensor:
         variance = self.whitening.square().reciprocal()

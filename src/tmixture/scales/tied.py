@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.scales.base import Scale, cross_moments, log64
-from tmixture.scales.cholesky import inverse_of, whiten, whitening_of
+from tmixture.numerics import cross_moments, exact
+from tmixture.scales.base import Moments, Scale, Shares
+from tmixture.scales.cholesky import inverse_of, whitening_of
 from tmixture.scales.pairs import weighted_sums
 
 
@@ -24,15 +25,16 @@ class TiedScale(Scale):
 
     covariance_type: ClassVar[str] = "tied"
     constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.lower_cholesky}
+    expands_squares: ClassVar[bool] = True
     per_component: ClassVar[bool] = False
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
-        z, centres = whiten(features, self.whitening), whiten(means, self.whitening)
+        z, centres = features @ self.whitening.T, means @ self.whitening.T
         squares = z.square().sum(1, keepdim=True) + centres.square().sum(1)
         return torch.addmm(squares, z, centres.T, alpha=-2).clamp_(min=0)
 
     def half_log_det(self, n_features: int) -> Tensor:
-        return -log64(self.whitening.diagonal()).sum()
+        return -exact(self.whitening.diagonal()).log().sum()
 
     def dense(self, n_components: int, n_features: int) -> Tensor:
         factor = inverse_of(self.whitening)
@@ -44,18 +46,12 @@ class TiedScale(Scale):
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_features, n_features)
 
-    def accumulate(
-        self,
-        first: Tensor,
-        scatter: Tensor,
-        features: Tensor,
-        responsibilities: Tensor,
-        weight: Tensor,
-        means: Tensor,
-        apart: Tensor,
-    ) -> None:
-        first += weighted_sums(weight, features)
-        scatter += cross_moments(features * weight.sum(1, keepdim=True), features)
+    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
+        return torch.zeros_like(means)
+
+    def accumulate(self, moments: Moments, features: Tensor, shares: Shares) -> None:
+        moments.first.add_(weighted_sums(shares.weight, features))
+        moments.scatter.add_(cross_moments(features * shares.weight.sum(1, keepdim=True), features))
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         cross = first.T @ delta

@@ -1,0 +1,51 @@
+"""Information criteria: how well a mixture explains data, and at what cost in parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from tmixture import distributed
+from tmixture.chunks import Chunk
+from tmixture.numerics import exact
+
+
+def information_criteria(
+    log_joint: Callable[[Tensor], Tensor], chunks: Iterable[Chunk], n_free_parameters: int, *, shared: bool
+) -> dict[str, float]:
+    """Mean "log_likelihood", "bic", "aic" and "icl", from one pass over the data.
+
+    BIC is −2·log L + p·log N, AIC −2·log L + 2p, and ICL adds 2·Σ_i entropy(r_i) to BIC (Biernacki et al. 2000). N is
+    the sum of the sample weights.
+
+    Args:
+        log_joint: log π_k + log T(x_i; μ_k, Σ_k, ν_k) of rows, (n, d) → (n, K).
+        chunks: the data.
+        n_free_parameters: p.
+        shared: whether to add up what all processes have.
+    """
+    totals = torch.stack([_sums(log_joint(chunk.x), chunk.weight) for chunk in chunks]).sum(0)
+    if shared:
+        distributed.sum_in_place([totals])
+    log_likelihood, weight, entropy = totals.tolist()
+    if not weight > 0:
+        raise ValueError("sample_weight is zero for every row")
+    bic = -2 * log_likelihood + n_free_parameters * math.log(weight)
+    return {
+        "log_likelihood": log_likelihood / weight,
+        "bic": bic,
+        "aic": -2 * log_likelihood + 2 * n_free_parameters,
+        "icl": bic + 2 * entropy,
+    }
+
+
+def _sums(joint: Tensor, weight: Tensor | None) -> Tensor:
+    """Log-likelihood, weight and entropy of the responsibilities of a chunk (n, K), each summed over its rows."""
+    weight = exact(joint.new_ones(len(joint)) if weight is None else weight)
+    log_prob = joint.logsumexp(1)
+    logs = joint - log_prob[:, None]
+    entropy = -(logs.exp() * logs.clamp(min=torch.finfo(logs.dtype).min)).sum(1)
+    return torch.stack([weight @ exact(log_prob), weight.sum(), weight @ exact(entropy)])

@@ -1,0 +1,363 @@
+"""The parameters of a mixture as a module, and what can be asked of them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from typing_extensions import Self
+
+from tmixture import distributed as communication
+from tmixture import validation
+from tmixture.chunks import Chunks, Data, fitting_chunk_size
+from tmixture.criteria import information_criteria
+from tmixture.density import Density, working_density
+from tmixture.parameters import Parameters
+from tmixture.precision import exact_arithmetic, full_precision
+from tmixture.scales import STRUCTURES, Scale
+from tmixture.trainable import train_by_gradients
+
+
+class MixtureModel(nn.Module):
+    """A mixture of Student-t distributions with given parameters, which live in buffers.
+
+    `StudentTMixture` adds how they are estimated. What is computed is at least float32, whatever autocast and
+    `torch.set_float32_matmul_precision` say.
+
+    Args:
+        parameters: of an unfitted mixture: their shapes and devices are what matters.
+        dtype: of the buffers.
+        rank: of a structure that has one.
+        learn_dof: which of the ν are free parameters.
+        chunk_size: as of `StudentTMixture`; as are allow_tf32 and distributed.
+    """
+
+    weights: Tensor
+    means: Tensor
+    dof: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        dtype: torch.dtype,
+        *,
+        rank: int | None,
+        learn_dof: Literal[False, "shared", "component"],
+        chunk_size: int | None,
+        allow_tf32: bool,
+        distributed: bool,
+    ) -> None:
+        super().__init__()
+        self.n_components, self.n_features = parameters.n_components, parameters.n_features
+        self.covariance_type, self.rank = parameters.scale.covariance_type, rank
+        self.learn_dof = learn_dof
+        self.chunk_size = chunk_size
+        self.allow_tf32 = allow_tf32
+        self.distributed = distributed
+        for name, tensor in parameters.tensors().items():
+            self.register_buffer(name, tensor.to(dtype))
+        self.register_buffer("fitted", torch.tensor(False, device=parameters.means.device))
+        self._prepared: Density | None = None
+        self._prepared_from: list[tuple[Tensor, int]] = []
+
+    # ---------------------------------------------------------------- asking
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Responsibilities r_ik = p(component k | x_i): (n, d) → (n, K), differentiable."""
+        return self.log_joint(x).softmax(1)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """The same as `forward`."""
+        return self(x)
+
+    def top_responsibilities(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest responsibilities of each row, descending, and their components: both (n, k)."""
+        if not 1 <= k <= self.n_components:
+            raise ValueError(f"k must lie in 1 … n_components={self.n_components}, got {k}")
+        joint = self.log_joint(x)
+        values, components = joint.topk(k, dim=1)
+        return (values - joint.logsumexp(1, keepdim=True)).exp(), components
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
+        with self.full_precision():
+            density, distances = self._distances(x)
+            return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
+
+    def component_log_prob(self, x: Tensor) -> Tensor:
+        """Log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
+        with self.full_precision():
+            density, distances = self._distances(x)
+            return density.log_prob(distances).to(self._result_dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log p(x_i) of the mixture: (n, d) → (n,), differentiable, usable as a (negative) loss."""
+        return self.log_joint(x).logsumexp(1)
+
+    def outlier_weights(self, x: Tensor) -> Tensor:
+        """u_ik = (ν_k + d)/(ν_k + δ_ik): (n, d) → (n, K), differentiable.
+
+        Near 1 for ordinary points of component k, near 0 for points far from it, exactly 1 where ν = ∞.
+        """
+        with self.full_precision():
+            density, distances = self._distances(x)
+            return density.outlier_weights(distances).to(self._result_dtype)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n points (n, d) and the components (n,) that they come from."""
+        self.require_fitted()
+        n = validation.positive_integer(n, "n")
+        parameters = self.snapshot().to(torch.device("cpu"))
+        component = torch.multinomial(parameters.weights.float(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.n_features, generator=generator, dtype=self._result_dtype)
+        dof = parameters.dof.to(noise)[component]
+        half = torch.where(dof.isinf(), 1.0, dof) / 2
+        precision = torch.where(dof.isinf(), 1.0, torch._standard_gamma(half, generator=generator) / half)
+        scaled = parameters.scale.to(noise.dtype).correlate(noise, component) / precision.sqrt()[:, None]
+        x = parameters.means.to(noise)[component] + scaled
+        return x.to(self.means.device), component.to(self.means.device)
+
+    @property
+    def scales(self) -> Tensor:
+        """The scale matrices Σ written out: (K, d, d)."""
+        return self.snapshot().scale.dense(self.n_components, self.n_features)
+
+    @property
+    def covariances(self) -> Tensor:
+        """The covariance matrices ν/(ν−2)·Σ: (K, d, d). Infinite where ν ≤ 2."""
+        factor = torch.where(self.dof.isinf(), 1.0, self.dof / (self.dof - 2))
+        return torch.where((self.dof > 2)[:, None, None], self.scales * factor[:, None, None], float("inf"))
+
+    def require_fitted(self) -> None:
+        """Raise a `RuntimeError` unless there are parameters to ask."""
+        if self._latest() is None:
+            raise RuntimeError("this StudentTMixture is not fitted yet: call fit or partial_fit first")
+
+    # ---------------------------------------------------------------- asking data of any size
+
+    @torch.no_grad()
+    def predict(self, data: Data) -> Tensor:
+        """The component with the largest responsibility for each row: labels (N,), int64.
+
+        Takes whatever `fit` takes, one chunk at a time.
+        """
+        self.require_fitted()
+        return torch.cat([self.log_joint(chunk.x).argmax(1) for chunk in self.chunks(data)])
+
+    def score(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """The mean log-likelihood per unit of sample weight."""
+        return self.information_criteria(data, sample_weight)["log_likelihood"]
+
+    def bic(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """The Bayesian information criterion −2·log L + p·log N; smaller is better."""
+        return self.information_criteria(data, sample_weight)["bic"]
+
+    def aic(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """Akaike's information criterion −2·log L + 2p; smaller is better."""
+        return self.information_criteria(data, sample_weight)["aic"]
+
+    def icl(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
+        """The integrated completed likelihood: BIC + 2·Σ_i entropy(r_i) (Biernacki et al. 2000); smaller is better."""
+        return self.information_criteria(data, sample_weight)["icl"]
+
+    @torch.no_grad()
+    def information_criteria(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> dict[str, float]:
+        """Mean "log_likelihood", "bic", "aic" and "icl" from one pass over the data.
+
+        Takes whatever `fit` takes, one chunk at a time. N in the criteria is the sum of the sample weights.
+        """
+        with self.together():
+            self.require_fitted()
+            chunks = self.chunks(data, sample_weight)
+            return information_criteria(self.log_joint, chunks, self.n_free_parameters, shared=self.distributed)
+
+    @property
+    def n_free_parameters(self) -> int:
+        """p, the number of free parameters, for information criteria."""
+        K, d = self.n_components, self.n_features
+        dof = {False: 0, "shared": 1, "component": K}[self.learn_dof]
+        return K - 1 + K * d + self.snapshot().scale.n_parameters(K, d) + dof
+
+    def chunks(
+        self,
+        data: Data,
+        sample_weight: Tensor | np.ndarray | None = None,
+        responsibilities: Tensor | np.ndarray | None = None,
+        *,
+        size: int | None = None,
+        in_order: bool = False,
+    ) -> Chunks:
+        """Data as this mixture works on it: in chunks of finite rows on its device; see `Chunks`."""
+        width, device = self.n_components * (self.rank or 1), self.means.device
+        matrices = self.covariance_type == "full"
+        return Chunks(
+            data,
+            self.n_features,
+            device,
+            self.chunk_size or size or fitting_chunk_size(width, self.n_features, device, matrices=matrices),
+            sample_weight=sample_weight,
+            responsibilities=responsibilities,
+            n_components=self.n_components,
+            in_order=in_order,
+            may_be_empty=self.has_company,
+        )
+
+    # ---------------------------------------------------------------- parameters
+
+    @property
+    def structure(self) -> type[Scale]:
+        """The class of the scale matrices."""
+        return STRUCTURES[self.covariance_type]
+
+    def snapshot(self) -> Parameters:
+        """The parameters as one value."""
+        scale = self.structure(**{name: getattr(self, name) for name in self.structure.constraints})
+        return Parameters(self.weights, self.means, scale, self.dof)
+
+    def adopt(self, parameters: Parameters) -> None:
+        """Make these the parameters of the module."""
+        with torch.no_grad():
+            for name, value in parameters.tensors().items():
+                current = getattr(self, name)
+                # Row-major, as it will be when it comes back from a file: other layouts may round differently.
+                value = value.to(current).clone(memory_format=torch.contiguous_format)
+                if name in self._parameters:
+                    self._parameters[name].copy_(value)  # type: ignore[union-attr]
+                else:
+                    setattr(self, name, value)
+        self.fitted = torch.ones_like(self.fitted)
+        self._prepare()
+
+    def train_by_gradients(self) -> Self:
+        """Turn the parameters into `nn.Parameter`s, so that an optimizer can train them through `log_prob`.
+
+        Weights stay on the simplex, scales positive definite and finite ν positive. `fit` still works. It cannot be
+        undone, and the module can then be saved by `state_dict` but not pickled.
+        """
+        tensors = {"weights": constraints.simplex, "means": constraints.real, **self.structure.constraints}
+        if not self.dof.isinf().any():
+            tensors["dof"] = constraints.positive
+        train_by_gradients(self, tensors)
+        return self
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        """A block whose products nothing outside makes less precise."""
+        return full_precision(self.means.device, allow_tf32=self.allow_tf32)
+
+    def exact_arithmetic(self) -> AbstractContextManager[None]:
+        """The same without autograd, for what is kept."""
+        return exact_arithmetic(self.means.device, allow_tf32=self.allow_tf32)
+
+    @property
+    def has_company(self) -> bool:
+        """Whether other processes bring rows, too."""
+        return self.distributed and communication.is_active()
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block that ends in the same way in all processes that this mixture lives in."""
+        return communication.together(self.means.device, enabled=self.distributed)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """The settings that matter for reading a printed network."""
+        low, high = float(self.dof.min()), float(self.dof.max())
+        dof = f"{low:g}" if low == high else f"{low:g} … {high:g}"
+        learned = f", learn_dof={self.learn_dof!r}" if self.learn_dof else ""
+        rank = f", rank={self.rank}" if self.rank else ""
+        state = "" if bool(self.fitted) else ", not fitted"
+        return (
+            f"n_components={self.n_components}, n_features={self.n_features}, "
+            f"covariance_type={self.covariance_type!r}{rank}, dof={dof}{learned}{state}"
+        )
+
+    # ---------------------------------------------------------------- inside
+
+    @property
+    def _result_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.means.dtype, torch.float32)
+
+    def _distances(self, x: Tensor) -> tuple[Density, Tensor]:
+        self.require_fitted()
+        x = validation.batch(x, self.n_features)
+        density = self._latest()
+        assert density is not None
+        if torch.compiler.is_compiling() or any(tensor.requires_grad for tensor in self._sources()):
+            density = Density(self.snapshot(), density.dtype)  # within the graph
+        return density, density.mahalanobis(density.features(x))
+
+    def _latest(self) -> Density | None:
+        """The component densities, prepared anew only if a buffer has changed since; None if not fitted."""
+        if not torch.compiler.is_compiling() and not self._is_prepared():
+            self._prepare()
+        return self._prepared
+
+    def _sources(self) -> list[Tensor]:
+        """The tensors that the parameters are made of."""
+        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
+        return [*buffers, *self.parameters()] if "parametrizations" in self._modules else buffers
+
+    def _is_prepared(self) -> bool:
+        sources = self._sources()
+        return len(sources) == len(self._prepared_from) and all(
+            now is tensor and now._version == version for now, (tensor, version) in zip(sources, self._prepared_from)
+        )
+
+    def _prepare(self) -> None:
+        """Work out what all questions need; the one place that asks the device whether the mixture is fitted."""
+        sources = self._sources()
+        self._prepared, self._prepared_from = None, []
+        if self.means.is_meta or not bool(self.fitted):
+            return
+        with self.exact_arithmetic():
+            self._prepared = working_density(self.snapshot(), self.means.dtype)
+        if not any(tensor.is_inference() for tensor in sources):  # they count no versions
+            self._prepared_from = [(tensor, tensor._version) for tensor in sources]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._prepare()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None, "_prepared_from": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        # A mixture is loaded whole or not at all: half of one would pass for fitted.
+        tensors = (*self._parameters.items(), *self._buffers.items())
+        own = {prefix + name: tensor for name, tensor in tensors if tensor is not None}
+        wrong = [name for name in own.keys() & state_dict.keys() if state_dict[name].shape != own[name].shape]
+        if not wrong and own.keys() <= state_dict.keys():
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+            self._prepare()
+            return
+        missing.extend(name for name in own if strict and name not in state_dict)
+        errors.extend(
+            f"size mismatch for {name}: {tuple(state_dict[name].shape)} in the state, {tuple(own[name].shape)} here"
+            for name in sorted(wrong)
+        )
+        # What is inside, whose turn is next, stays with the parameters.
+        for child, module in self.named_children():
+            for name in [name for name in state_dict if name.startswith(f"{prefix}{child}.")]:
+                del state_dict[name]
+            module.state_dict(destination=state_dict, prefix=f"{prefix}{child}.")
