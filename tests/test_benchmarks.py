@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from benchmarks import candidates, compare, measure, out_of_core, throughput
+from benchmarks import candidates, choices, compare, measure, out_of_core, throughput
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -47,6 +47,17 @@ def test_a_measurement_is_a_process_that_prints_json():
 def test_throughput():
     assert throughput.rows_per_second("diag", 4, 512, torch.device("cpu"), 1) > 0
     assert throughput.rows_per_second("full", 2, 256, torch.device("cpu"), 1) > 0
+
+
+@pytest.mark.parametrize("choice", choices.CHOICES)
+def test_special_cases_compute_what_the_code_without_them_does(choice, capsys):
+    """Distances that only rule a component out are no values to compare; everything else is."""
+    problem, with_it, without = next(choice())
+    one, other = with_it(), without()
+    if choice in (choices.one_exponential, choices.sparse_pairs, choices.newton_for_dof, choices.prepared_density):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert "=" in problem
+    assert all(ratio > 0 for ratio in choices.ratios(with_it, without, 1))
 
 
 @pytest.mark.parametrize("kind", candidates.KINDS)

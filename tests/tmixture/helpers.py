@@ -3,16 +3,16 @@
 import numpy as np
 import torch
 
-from tmixture import StudentTMixture
+from tmixture import StudentTMixture, scales
 
-STRUCTURES = ["full", "tied", "diag", "spherical", "lowrank"]
-CLOSED_FORM = ["full", "tied", "diag", "spherical"]  # whose M-step maximises Q
+STRUCTURES = sorted(scales.STRUCTURES)  # a new one meets every law that is stated for all
+CLOSED_FORM = ["diag", "full", "spherical", "tied"]  # those that `naive` maximises Q for
 LEARN_DOF = [False, "shared", "component"]
 
 
 def of(structure, rank=1):
     """The arguments that choose a structure, with the smallest rank where it takes one."""
-    return {"covariance_type": structure, **({"rank": rank} if structure == "lowrank" else {})}
+    return {"covariance_type": structure, **({"rank": rank} if scales.STRUCTURES[structure].takes_rank else {})}
 
 
 def from_model(model, structure, *, dtype=torch.float64, **settings):

@@ -1,4 +1,4 @@
-"""EM for Student-t mixtures as loops over rows and components in float64: slow, obvious, sharing no code with tmixture.
+"""EM for Student-t mixtures as loops over rows and components in float64: slow, obvious, with formulas of its own.
 
 `Model` holds dense scale matrices whatever the structure. `em_step` follows Peel & McLachlan (2000) for the classic
 update. For "px" it follows Liu, Rubin & Wu (1998): the latent precision of component k is expanded to U = α·G with
@@ -17,8 +17,11 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.optimize import brentq
 from scipy.special import digamma, gammaln, logsumexp
+
+from tmixture.scales import STRUCTURES
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,15 @@ def constrained(scatter, n, structure):
     return matrices
 
 
+def within(matrices, structure):
+    """Matrices of a structure like those given. What nothing here knows has to know itself what is closest."""
+    if structure == "lowrank":
+        return factorized(matrices)
+    if structure in ("full", "tied", "diag", "spherical"):
+        return constrained(matrices, np.ones(len(matrices)), structure)
+    return STRUCTURES[structure].from_dense(torch.as_tensor(matrices)).dense(*matrices.shape[:2]).numpy()
+
+
 def factorized(matrices):
     """Matrices of the same diagonals with one factor, which explains 60 % of every feature."""
     signs = np.where(matrices[:, 0] < 0, -1.0, 1.0)
@@ -135,10 +147,12 @@ def random_model(K, d, structure, seed=0, dof=5.0, spread=2.0):
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(K, d, d))
     scatter = factor @ factor.transpose(0, 2, 1) / d + 0.5 * np.eye(d)
-    scales = factorized(scatter) if structure == "lowrank" else constrained(scatter, np.ones(K), structure)
     weights = rng.uniform(0.5, 1.5, K)
     return Model(
-        weights / weights.sum(), spread * rng.normal(size=(K, d)), scales, np.broadcast_to(np.asarray(dof, float), K)
+        weights / weights.sum(),
+        spread * rng.normal(size=(K, d)),
+        within(scatter, structure),
+        np.broadcast_to(np.asarray(dof, float), K),
     )
 
 

@@ -266,9 +266,11 @@ def test_the_fixed_point(structure, learn_dof):
 
 
 def basis(structure):
-    """Symmetric 2 × 2 matrices that span the structure."""
-    one, two, off = np.diag([1.0, 0.0]), np.diag([0.0, 1.0]), np.array([[0.0, 1.0], [1.0, 0.0]])
-    return {"diag": [one, two], "spherical": [one + two]}.get(structure, [one, two, off])
+    """Directions in which a symmetric 2 × 2 matrix can change within the structure."""
+    all_of_them = np.diag([1.0, 0.0]), np.diag([0.0, 1.0]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    if structure == "lowrank":  # one factor and noise of two features are any matrix
+        return all_of_them
+    return [naive.within((np.eye(2) + 0.5 * e)[None], structure)[0] - np.eye(2) for e in all_of_them]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -121,7 +121,7 @@ def test_double_gives_the_same_answers_in_float64(structure):
     x = blobs()
     single = StudentTMixture(3, 3, **of(structure), generator=0).fit(x)
     double = copy.deepcopy(single).double()
-    assert double.means.dtype == double.whitening.dtype == double.weights.dtype == double.dof.dtype == torch.float64
+    assert {tensor.dtype for tensor in double.snapshot().tensors().values()} == {torch.float64}
     assert double(x.double()).dtype == torch.float64
     torch.testing.assert_close(double.log_prob(x.double()), single.log_prob(x).double(), rtol=1e-5, atol=1e-5)
     # The statistics of a stream never lose their precision.

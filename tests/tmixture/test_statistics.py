@@ -37,12 +37,11 @@ def moments(scale, x, responsibilities, weighted, means, reference):
     if scale.covariance_type == "lowrank":
         return first, moments_with_factors(scale, x - means[:, None], responsibilities, weighted, outer, centred)
     form = {
-        "full": outer,
         "tied": outer.sum(0),
         "diag": outer.diagonal(dim1=1, dim2=2),
         "spherical": outer.diagonal(dim1=1, dim2=2).sum(1),
     }
-    return first, form[scale.covariance_type]
+    return first, form.get(scale.covariance_type, outer)  # full where the structure asks for nothing less
 
 
 def moments_with_factors(scale, deviations, responsibilities, weighted, outer, centred):

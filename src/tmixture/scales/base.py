@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture.numerics import cross_moments, exact
-from tmixture.scales.cholesky import inverse_of
+from tmixture.numerics import accumulation_dtype, cross_moments
+from tmixture.scales.cholesky import whitenings_of
 from tmixture.scales.pairs import rows_of
 
 # Means further than this from the origin, in squared Mahalanobis distance per feature, lose digits in float32. Where
@@ -146,7 +146,7 @@ class Scale(ABC):
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, p), (K, d) → (n, K), never negative."""
-        x, whitening = features[:, : means.shape[1]], inverse_of(torch.linalg.cholesky(self.dense(*means.shape)))
+        x, whitening = features[:, : means.shape[1]], self._whitening(*means.shape).to(features.dtype)
         return torch.stack([((x - mean) @ w.T).square().sum(1) for mean, w in zip(means, whitening)], dim=1)
 
     def cancellation(self) -> float:
@@ -188,24 +188,30 @@ class Scale(ABC):
 
     def half_log_det(self, n_features: int) -> Tensor:
         """½·log|Σ_k| in the dtype of statistics, broadcastable to (K,)."""
-        return torch.linalg.slogdet(exact(self._distinct(n_features))).logabsdet / 2
+        return -self._whitening(self._n_distinct, n_features).diagonal(dim1=1, dim2=2).log().sum(1)
 
     def mean_variance(self, n_features: int) -> Tensor:
         """trace(Σ_k)/d: broadcastable to (K,)."""
-        return self._distinct(n_features).diagonal(dim1=1, dim2=2).mean(1)
+        return self.dense(self._n_distinct, n_features).diagonal(dim1=1, dim2=2).mean(1)
 
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         """Turn white noise (n, d) into noise with scale matrix Σ_component[i] in row i."""
-        factors = torch.linalg.cholesky(self._distinct(noise.shape[1]))
+        factors = torch.linalg.cholesky(self.dense(self._n_distinct, noise.shape[1]))
         result = torch.empty_like(noise)
         for k in component.unique().tolist():
             rows = component == k
             result[rows] = noise[rows] @ factors[k if self.per_component else 0].T
         return result
 
-    def _distinct(self, n_features: int) -> Tensor:
-        """The matrices (K, d, d), or the one (1, d, d) that all components share."""
-        return self.dense(len(next(iter(self.tensors().values()))) if self.per_component else 1, n_features)
+    @property
+    def _n_distinct(self) -> int:
+        """How many matrices there are: K, or the one that all components share."""
+        return len(next(iter(self.tensors().values()))) if self.per_component else 1
+
+    def _whitening(self, n_matrices: int, n_features: int) -> Tensor:
+        """Inverse Cholesky factors (K, d, d) of the matrices, in the dtype of statistics."""
+        dtype = accumulation_dtype(next(iter(self.tensors().values())).device)
+        return whitenings_of(self.to(dtype).dense(n_matrices, n_features))
 
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         """Shape of the scatter statistic S."""

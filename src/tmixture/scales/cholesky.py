@@ -23,6 +23,17 @@ def squared_norm_of_whitened(x: Tensor, whitening: Tensor, mean: Tensor, rows: t
     return torch.addmm(factor @ mean[:end], x[:, :end], factor.T, beta=-1).square().sum(1)
 
 
+def whitenings_of(matrices: Tensor) -> Tensor:
+    """W_k = L_k⁻¹ of the matrix of each component (K, d, d), repaired as by `whitening_of` where need be."""
+    if torch.compiler.is_compiling():  # a graph has no room for repairs
+        return inverse_of(torch.linalg.cholesky(matrices))
+    factors, failures = torch.linalg.cholesky_ex(matrices)
+    whitening = inverse_of(factors)
+    for k in failures.nonzero()[:, 0].tolist():
+        whitening[k] = whitening_of(matrices[k], f"component {k}")
+    return whitening
+
+
 def whitening_of(covariance: Tensor, name: str) -> Tensor:
     """W = L⁻¹ of covariance = L·Lᵀ: (d, d) → (d, d), lower triangular.
 
