@@ -19,7 +19,12 @@ DOCS = Path(__file__).parent
 FIGURES, ASSETS = DOCS / "figures", DOCS / "assets"
 SOURCES, BENCHMARKS = DOCS.parent / "src", DOCS.parent / "benchmarks"
 # What the benchmarks write, and the page that it becomes.
-TABLES = {"RESULTS.md": "speed.md", "CANDIDATES.md": "candidates.md", "OUT_OF_CORE.md": "out-of-core.md"}
+TABLES = {
+    "RESULTS.md": "speed.md",
+    "STARTS.md": "starts.md",
+    "CANDIDATES.md": "candidates.md",
+    "OUT_OF_CORE.md": "out-of-core.md",
+}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 # What latex2mathml takes for a name or an operator and is not: it would be set with the wrong space around it.

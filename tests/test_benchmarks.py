@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from benchmarks import candidates, choices, compare, measure, out_of_core, throughput
+from benchmarks import candidates, choices, compare, measure, out_of_core, starts, throughput
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -81,3 +81,10 @@ def test_out_of_core(tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     assert "| 2,000 | 0.1 MB |" in (tmp_path / "OUT_OF_CORE.md").read_text()
     assert (tmp_path / "out_of_core.png").stat().st_size > 1000
+
+
+def test_starts(tmp_path, monkeypatch, capsys):
+    flags = ["--seeds", "2", "--problems", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["starts", *flags])
+    starts.main()
+    assert "| 4 | 8 | 500 | 4 | " in (tmp_path / "STARTS.md").read_text()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
+from tmixture import distributed
 from tmixture.numerics import exact
 
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
@@ -23,6 +24,10 @@ CACHED_ELEMENTS = 2**22
 # On a GPU the chunk-sized temporaries of an E-step, about so many, may take this share of the free memory.
 TEMPORARIES, MEMORY_SHARE = 12, 0.25
 LARGEST_CHUNK = 2**18
+
+
+# A row whose weight is less than this share of the largest has none: in float32 it would be lost at random.
+NEGLIGIBLE_WEIGHT = 1e-30
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Chunks:
         n_features: d.
         device: where the chunks go.
         size: rows in a chunk; the last one may have fewer.
-        sample_weight: (N,), not negative, in the order of the rows.
+        sample_weight: (N,), not negative, in the order of the rows; chunks carry them over `weight_unit`.
         responsibilities: labels (N,) or responsibilities (N, K), in the order of the rows.
         n_components: K, to check the responsibilities against.
         in_order: whether something else is kept for each row, so that the rows must keep their order.
@@ -73,7 +78,13 @@ class Chunks:
         self.n_features = n_features
         self.device = device
         self.size = size
-        self.weights = None if sample_weight is None else _check_weights(sample_weight)
+        self.weights: Tensor | None = None
+        self.weight_unit = 1.0
+        if sample_weight is not None:  # as they are, float32 may not hold them
+            weights = _check_weights(sample_weight)
+            self.weight_unit = _unit(weights, shared=may_be_empty)
+            self.weights = weights / self.weight_unit
+            self.weights[self.weights < NEGLIGIBLE_WEIGHT] = 0
         self.responsibilities = (
             None if responsibilities is None else _check_responsibilities(responsibilities, n_components)
         )
@@ -194,15 +205,15 @@ def as_tensor(batch: Tensor | np.ndarray) -> Tensor:
 
 def check_finite(x: Tensor, first_row: int, name: str) -> None:
     """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
-    # Squares must not overflow in float32. One number for all rows first: it needs no temporaries.
-    if x.numel() == 0 or max(abs(extreme) for extreme in torch.stack(x.aminmax()).tolist()) < 1e18:
+    # Sums of squares of a chunk must not overflow in float32. One number for all rows first: it needs no temporaries.
+    if x.numel() == 0 or max(abs(extreme) for extreme in torch.stack(x.aminmax()).tolist()) < 1e15:
         return
-    bad = ~(x.to(torch.promote_types(x.dtype, torch.float32)).abs().amax(1) < 1e18)
+    bad = ~(x.to(torch.promote_types(x.dtype, torch.float32)).abs().amax(1) < 1e15)
     if bad.any():
         row = int(bad.nonzero()[0])
-        columns = (~(x[row].abs() < 1e18)).nonzero()[:, 0].tolist()
+        columns = (~(x[row].abs() < 1e15)).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"{name} must be finite and below 1e18 in magnitude, but row {first_row + row} holds "
+            f"{name} must be finite and below 1e15 in magnitude, but row {first_row + row} holds "
             f"{x[row, columns[0]].item()} in column {columns[0]}"
         )
 
@@ -265,6 +276,22 @@ def _check_weights(sample_weight: Any) -> Tensor:
         row = int(bad.nonzero()[0])
         raise ValueError(f"sample_weight must be finite and not negative, but entry {row} is {weights[row].item()}")
     return weights
+
+
+def check_stream_weights(chunks: Chunks) -> None:
+    """Raise a `ValueError` if a stream could not remember these weights beside others, in float32."""
+    if not NEGLIGIBLE_WEIGHT < chunks.weight_unit < 1 / NEGLIGIBLE_WEIGHT:
+        raise ValueError(
+            f"sample_weight of a stream must have its largest value between {NEGLIGIBLE_WEIGHT:g} and "
+            f"{1 / NEGLIGIBLE_WEIGHT:g}, got {float(chunks.weights.max()) * chunks.weight_unit:g}"  # type: ignore[union-attr]
+        )
+
+
+def _unit(weights: Tensor, *, shared: bool) -> float:
+    """The power of two in units of which the largest weight lies between 1 and 2; of all processes if `shared`."""
+    largest = weights.max()[None] if len(weights) else weights.new_zeros(1)
+    largest = distributed.gather_rows(largest).max() if shared else largest[0]
+    return 2.0 ** (int(torch.frexp(largest).exponent) - 1) if largest > 0 else 1.0
 
 
 def _check_responsibilities(responsibilities: Any, n_components: int) -> Tensor:

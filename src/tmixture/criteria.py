@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.chunks import Chunk
+from tmixture.chunks import Chunks
 from tmixture.numerics import exact
 
 
 def information_criteria(
-    log_joint: Callable[[Tensor], Tensor], chunks: Iterable[Chunk], n_free_parameters: int, *, shared: bool
+    log_joint: Callable[[Tensor], Tensor], chunks: Chunks, n_free_parameters: int, *, shared: bool
 ) -> dict[str, float]:
     """Mean "log_likelihood", "bic", "aic" and "icl", from one pass over the data.
 
@@ -27,7 +27,7 @@ def information_criteria(
         n_free_parameters: p.
         shared: whether to add up what all processes have.
     """
-    totals = torch.stack([_sums(log_joint(chunk.x), chunk.weight) for chunk in chunks]).sum(0)
+    totals = torch.stack([_sums(log_joint(chunk.x), chunk.weight) for chunk in chunks]).sum(0) * chunks.weight_unit
     if shared:
         distributed.sum_in_place([totals])
     log_likelihood, weight, entropy = totals.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -35,14 +36,14 @@ def kmeans(x: Tensor, weight: Tensor, n_components: int, generator: torch.Genera
     seeds = kmeans_plus_plus(x, weight, n_components, generator)
     if x.device.type != "cpu":
         return lloyd(x, weight, seeds)
+    # In units of the largest value: faiss ends the process when a square overflows.
+    unit = 2.0 ** math.frexp(float(x.abs().max()))[1]
+    rows, start = (np.ascontiguousarray((part.double() / unit).float().numpy()) for part in (x, seeds))
     clustering = faiss.Kmeans(
         x.shape[1], n_components, niter=LLOYD_ROUNDS, min_points_per_centroid=1, max_points_per_centroid=len(x)
     )
-    rows = np.ascontiguousarray(x.float().cpu().numpy())
-    clustering.train(
-        rows, weights=weight.float().cpu().numpy(), init_centroids=np.ascontiguousarray(seeds.float().cpu().numpy())
-    )
-    return torch.from_numpy(np.array(clustering.centroids)).to(x)
+    clustering.train(rows, weights=weight.float().numpy(), init_centroids=start)
+    return torch.from_numpy(np.array(clustering.centroids)).to(x) * unit
 
 
 def lloyd(x: Tensor, weight: Tensor, centres: Tensor) -> Tensor:
@@ -61,9 +62,11 @@ def lloyd(x: Tensor, weight: Tensor, centres: Tensor) -> Tensor:
 def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
     """Rows (K, d) drawn in proportion to weight × squared distance to those drawn before (Arthur et al. 2007).
 
-    They are drawn one by one up to K = 64, and in 64 rounds beyond, as in k-means‖ (Bahmani et al. 2012). The draws
-    know the rows by their place along a random direction: with one seed they are the same in whatever order the rows
-    come, and for repeated rows as for integer weights.
+    Of several such rows the one is taken that leaves the least Σ weight × squared distance (Arthur et al.'s greedy
+    variant, as in scikit-learn, with three times its 2 + ⌊log K⌋ candidates). One is taken after the other up to
+    K = 64, and in 64 rounds beyond, as in k-means‖ (Bahmani et al. 2012). The draws know the rows by their place along
+    a random direction: with one seed they are the same in whatever order the rows come, and for repeated rows as for
+    integer weights.
     """
     direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x)
     order = (x @ direction).argsort()
@@ -72,19 +75,31 @@ def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: to
         steps = (torch.arange(SEED_ROWS * n_components) + 0.5) / (SEED_ROWS * n_components)
         x = x[torch.searchsorted(mass.cumsum(0), steps * mass.sum()).to(x.device)]
         mass = torch.ones(len(x), dtype=torch.float64)
-    closest = torch.ones_like(mass)
-    centres = x[:0]
-    for drawn in torch.arange(n_components).tensor_split(min(n_components, SEED_ROUNDS)):
-        score = mass * closest
+    judges = slice(None, None, math.ceil(len(x) / (SEED_ROWS * SEED_ROUNDS)))
+    n_candidates = 3 * (2 + int(math.log(n_components)))
+    closest, centres = torch.full_like(mass, torch.inf), x[:0]
+    for taken in torch.arange(n_components).tensor_split(min(n_components, SEED_ROUNDS)):
+        score = mass * closest if len(centres) else mass
         if not score.sum() > 0:  # every row coincides with a centre
             score = mass
         cumulative = score.cumsum(0)
-        targets = torch.rand(len(drawn), generator=generator, dtype=torch.float64) * cumulative[-1]
-        new = x[torch.searchsorted(cumulative, targets, right=True).clamp(max=len(x) - 1).to(x.device)]
-        distance = distance_to_nearest(x, new).double().cpu()
-        closest = torch.minimum(closest, distance) if len(centres) else distance
+        targets = torch.rand(len(taken), n_candidates, generator=generator, dtype=torch.float64) * cumulative[-1]
+        drawn = torch.searchsorted(cumulative, targets, right=True).clamp(max=len(x) - 1)
+        left = potential(x[judges], mass[judges], closest[judges], x[drawn.flatten().to(x.device)]).view(drawn.shape)
+        new = x[drawn.gather(1, left.argmin(1, keepdim=True))[:, 0].to(x.device)]
+        closest = torch.minimum(closest, distance_to_nearest(x, new).double().cpu())
         centres = torch.cat([centres, new])
     return centres
+
+
+def potential(x: Tensor, mass: Tensor, closest: Tensor, candidates: Tensor) -> Tensor:
+    """Σ_i mass_i·min(closest_i, ‖x_i − c‖²) with each candidate c as a further centre: (n, d), (c, d) → (c,)."""
+    norms, total = candidates.square().sum(1), torch.zeros(len(candidates), dtype=torch.float64)
+    block = max(1, DISTANCE_ELEMENTS // len(candidates))
+    for rows, m, so_far in zip(x.split(block), mass.to(x).split(block), closest.to(x).split(block)):
+        distance = torch.addmm(norms, rows, candidates.T, alpha=-2).add_(rows.square().sum(1, keepdim=True))
+        total += (m @ torch.minimum(distance.clamp_(min=0), so_far[:, None])).cpu()
+    return total
 
 
 def distance_to_nearest(x: Tensor, centres: Tensor) -> Tensor:

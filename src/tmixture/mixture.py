@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmixture import candidates, diagnostics, em, files, fitting, initialization, sampling, streaming, validation
-from tmixture.chunks import Chunks, Data
+from tmixture.chunks import Chunks, Data, check_stream_weights
 from tmixture.model import MixtureModel
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
@@ -229,9 +229,9 @@ class StudentTMixture(MixtureModel):
                 except KeyboardInterrupt:
                     begun = [fit for fit in fits if fit.last is not None]
                     if begun and not self.has_company:
-                        self._conclude(max(begun, key=lambda fit: fit.history[-1]), rules)
+                        self._conclude(max(begun, key=lambda fit: fit.history[-1]), rules, chunks)
                     raise
-            self._conclude(fits[0], rules)
+            self._conclude(fits[0], rules, chunks)
         diagnostics.warn_about(fits[0], rules, tol=self.tol, max_iter=self.max_iter)
         return self
 
@@ -263,6 +263,7 @@ class StudentTMixture(MixtureModel):
         with self.exact_arithmetic():
             with self.together():
                 chunks = self.chunks(batch, sample_weight)
+                check_stream_weights(chunks)
                 known = self._known_stream()
                 update = self._begun_stream(chunks) if known is None else self._continued_stream(known, chunks)
             if update.state is not None:
@@ -398,11 +399,11 @@ class StudentTMixture(MixtureModel):
             self.init, sample, given, scale, self.initial_dof, rules, variance, self.means.dtype, generator
         )
 
-    def _conclude(self, fit: fitting.Fit, rules: em.Rules) -> None:
+    def _conclude(self, fit: fitting.Fit, rules: em.Rules, chunks: Chunks) -> None:
         """Keep the outcome of a fit."""
         step = fit.step
         self.adopt(step.parameters)
-        self.running.set(streaming.Stream.of_step(step, rules.regularization, self.means.dtype))
+        self.running.set(streaming.Stream.of_step(step, rules.regularization, self.means.dtype, chunks.weight_unit))
         self.n_iter_, self.converged_, self.history_ = step.n_iter, step.converged, fit.history
         self.n_reseeded_, self.disagreement_ = len(fit.reseeded), fit.disagreement
 
@@ -436,6 +437,7 @@ class StudentTMixture(MixtureModel):
         sample = sampling.draw_sample(batch, sys.maxsize, dtype, generator, shared=self.distributed)
         if sample.rows == 0:
             return streaming.Update()
+        sample = sample.times(batch.weight_unit)
         if self.running.waiting is not None:
             sample = self.running.waiting.followed_by(sample)
         if sample.rows < self.n_components:

@@ -35,6 +35,10 @@ class Sample:
     weight: Tensor
     rows: int
 
+    def times(self, factor: float) -> Sample:
+        """The same rows with all weights multiplied by a factor."""
+        return Sample(self.x, self.weight * factor, self.rows)
+
     def followed_by(self, other: Sample) -> Sample:
         """All rows of two samples that hold all of theirs, with the dtypes of the first."""
         x, weight = torch.cat([self.x, other.x.to(self.x)]), torch.cat([self.weight, other.weight.to(self.weight)])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tmixture import em, reseeding
-from tmixture.chunks import Chunk
+from tmixture.chunks import Chunk, Chunks
 from tmixture.initialization import prior_rows
 from tmixture.parameters import Parameters
 from tmixture.sampling import Sample
@@ -46,19 +45,20 @@ class Stream:
         return replace(self, statistics=self.statistics.reorder(scale, order))
 
     @classmethod
-    def of_step(cls, step: em.Step, regularization: float, dtype: torch.dtype) -> Stream:
+    def of_step(cls, step: em.Step, regularization: float, dtype: torch.dtype, weight_unit: float = 1.0) -> Stream:
         """A stream that begins where a fit has ended, with the means that its sums give as the reference.
 
         Args:
             step: the last one of the fit.
             regularization: of its scales.
             dtype: that the parameters are kept in.
+            weight_unit: of the statistics, see `Chunks`.
         """
         sums, scale, new = step.statistics, step.parameters.scale, step.statistics.weight.new_tensor
         centre = sums.reference + sums.first / sums.mass.clamp(min=1e-30)[:, None]
         averages = sums.about(scale, centre).per_unit_weight()
         variance = step.parameters.to(dtype).variance_within()
-        return cls(averages, sums.weight.clone(), new(regularization), new(variance))
+        return cls(averages, sums.weight * weight_unit, new(regularization), new(variance))
 
     @classmethod
     def of_parameters(cls, parameters: Parameters, regularization: float, variance: float) -> Stream:
@@ -116,7 +116,7 @@ def warm_up(
 def advance(
     stream: Stream,
     parameters: Parameters,
-    batch: Iterable[Chunk],
+    batch: Chunks,
     rules: em.Rules,
     step_size: StepSize,
     dtype: torch.dtype,
@@ -142,8 +142,9 @@ def advance(
     sums = em.expectation(batch, parameters, rules, dtype)
     if not sums.weight > 0:
         return Update()
-    total_weight = stream.total_weight + sums.weight
-    rate = rate_of(step_size, float(total_weight / sums.weight))
+    weight = sums.weight * batch.weight_unit
+    total_weight = stream.total_weight + weight
+    rate = rate_of(step_size, float(total_weight / weight))
     averages = sums.about(scale, stream.statistics.reference).per_unit_weight()
     blended = stream.statistics.blend(averages, rate)
     # The rows that the averages remember.

@@ -23,14 +23,15 @@ def test_batches_are_regrouped_without_loss(batches, size):
     rows = torch.arange(2.0 * sum(batches)).reshape(-1, 2)
     weight = torch.arange(1.0, len(rows) + 1, dtype=torch.float64)
     arguments = {} if len(rows) == 0 else {"sample_weight": weight, "responsibilities": torch.arange(len(rows)) % 3}
-    chunks = list(chunks_of(list(rows.split(batches)), size, n_components=3, may_be_empty=True, **arguments))
+    data = chunks_of(list(rows.split(batches)), size, n_components=3, may_be_empty=True, **arguments)
+    chunks = list(data)
     assert [len(chunk.x) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
     if len(rows) == 0:
         assert [chunk.x.shape for chunk in chunks] == [(0, 2)]
         return
     assert 1 <= len(chunks[-1].x) <= size
     assert torch.equal(torch.cat([chunk.x for chunk in chunks]), rows)
-    assert torch.equal(torch.cat([chunk.weight for chunk in chunks]), weight)
+    assert torch.equal(data.weight_unit * torch.cat([chunk.weight for chunk in chunks]), weight)
     labels = torch.cat([chunk.responsibilities for chunk in chunks])
     assert torch.equal(labels, torch.nn.functional.one_hot(torch.arange(len(rows)) % 3, 3))
 

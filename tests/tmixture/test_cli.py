@@ -306,7 +306,7 @@ def broken(folder, case):
     if case == "NaN":
         x[17, 2] = np.nan
         np.save(bad, x)
-        return folder, "z.npy must be finite and below 1e18 in magnitude, but row 17 holds nan in column 2"
+        return folder, "z.npy must be finite and below 1e15 in magnitude, but row 17 holds nan in column 2"
     if case == "truncated":
         np.save(bad, x)
         bad.write_bytes(bad.read_bytes()[:500])

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from tmixture import PowerDecay, StudentTMixture
 
-from .helpers import CLOSED_FORM, STRUCTURES, of
+from .helpers import CLOSED_FORM, STRUCTURES, assert_same_parameters, of
 
 INF = float("inf")
 every_structure = pytest.mark.parametrize("structure", STRUCTURES)
@@ -432,3 +432,52 @@ def test_wrong_step_sizes(arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"{name} must"):
         PowerDecay(**arguments)
+
+
+@every_structure
+@pytest.mark.parametrize("factor", [1e-300, 1e-46, 1e-20, 3.0, 1e38, 1e300])
+def test_weights_matter_up_to_a_factor_only(structure, factor):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(300, 3, generator=generator), torch.rand(300, generator=generator, dtype=torch.float64)
+    settings = dict(**of(structure), generator=0, max_iter=10, tol=0.0, dtype=torch.float64)
+    expected = StudentTMixture(3, 3, **settings).fit(x, weight)
+    mixture = StudentTMixture(3, 3, **settings).fit(x, weight * factor)
+    assert_same_parameters(mixture, expected, rtol=1e-9)
+    one, other = mixture.information_criteria(x, weight * factor), expected.information_criteria(x, weight)
+    assert one["log_likelihood"] == pytest.approx(other["log_likelihood"], rel=1e-9)
+    assert one["aic"] == pytest.approx(  # −2·log L is in units of the weight, the count of parameters is not
+        (other["aic"] - 2 * expected.n_free_parameters) * factor + 2 * mixture.n_free_parameters, rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("init", ["kmeans", "kmeans++", "random"])
+def test_weights_over_sixty_decades(init):
+    """Only rows of comparable weight count, and of those there may be fewer than components."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 3, generator=generator)
+    weight = 10 ** (60 * torch.rand(300, generator=generator, dtype=torch.float64) - 40)
+    mixture = StudentTMixture(3, 3, init=init, generator=0).fit(x, weight)
+    assert mixture.weights.sum().item() == pytest.approx(1, abs=1e-6)
+    assert mixture.log_prob(x).isfinite().all()
+    with pytest.raises(ValueError, match=r"data has 1 rows with positive weight"):
+        StudentTMixture(3, 3, init=init).fit(x[:9], torch.tensor([1e300] + [1.0] * 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("factor", [1e-31, 1e31])
+def test_a_stream_refuses_weights_that_it_could_not_remember(factor):
+    mixture = StudentTMixture(2, 2, generator=0)
+    with pytest.raises(ValueError, match="sample_weight of a stream must have its largest value between"):
+        mixture.partial_fit(torch.zeros(5, 2), torch.full((5,), factor, dtype=torch.float64))
+    assert not mixture.running.started
+
+
+@every_structure
+@pytest.mark.parametrize("size", [1e-30, 9.9e14])
+@pytest.mark.parametrize("dof", [4.0, float("inf")])
+def test_rows_of_any_size_are_fitted(structure, size, dof):
+    """Squared norms of 300 × 200 such rows exceed float32 a thousandfold where values near the limit are added up."""
+    x = size * (2 * torch.rand(300, 200, generator=torch.Generator().manual_seed(0)) - 1)
+    mixture = StudentTMixture(3, 200, **of(structure), dof=dof, generator=0, max_iter=5, tol=0.0).fit(x)
+    assert mixture.means.isfinite().all()
+    assert mixture.weights.sum().item() == pytest.approx(1, abs=1e-5)
+    assert np.isfinite(mixture.history_).all()

@@ -77,7 +77,7 @@ def test_all_rows_are_equally_likely_in_the_sample_that_a_fit_starts_from(equal)
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        ("NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 17 holds nan in column 2"),
+        ("NaN", "ValueError: data must be finite and below 1e15 in magnitude, but row 17 holds nan in column 2"),
         ("width", "ValueError: data has 3 features, but the mixture has n_features=4"),
         ("dtype", "ValueError: data must hold real numbers, got dtype torch.complex64"),
         ("path", "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.npy'"),
@@ -86,9 +86,9 @@ def test_all_rows_are_equally_likely_in_the_sample_that_a_fit_starts_from(equal)
         ("file that ends", "OSError: disk on fire"),
         ("Ctrl-C", "KeyboardInterrupt: "),
         ("no memory", "MemoryError: "),
-        ("batch, NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 17 holds nan in column 2"),
+        ("batch, NaN", "ValueError: data must be finite and below 1e15 in magnitude, but row 17 holds nan in column 2"),
         ("batch, width", "ValueError: data has 3 features, but the mixture has n_features=4"),
-        ("score, NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 17 holds nan in column 2"),
+        ("score, NaN", "ValueError: data must be finite and below 1e15 in magnitude, but row 17 holds nan in column 2"),
     ],
 )
 @pytest.mark.parametrize("started", [False, True])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from benchmarks.starts import compare
 
 from tmixture import StudentTMixture, em, initialization
 from tmixture.chunks import Chunk
@@ -198,3 +199,27 @@ def test_a_cluster_of_one_row_does_not_start_as_a_spike(structure):
     if structure not in ("tied", "lowrank"):  # the large one is the maximum likelihood all the same
         expected = naive.within(np.cov(x[:300].T, ddof=0)[None], structure)[0]
         np.testing.assert_allclose(begin.scale.dense(2, 3)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_potential_is_its_definition(monkeypatch):
+    monkeypatch.setattr(initialization, "DISTANCE_ELEMENTS", 21)  # blocks of three rows
+    rng = np.random.default_rng(0)
+    x, mass, closest, candidates = (
+        rng.normal(size=(20, 3)),
+        rng.uniform(size=20),
+        rng.uniform(size=20),
+        rng.normal(size=(7, 3)),
+    )
+    expected = [sum(m * min(c, ((row - new) ** 2).sum()) for m, c, row in zip(mass, closest, x)) for new in candidates]
+    tensors = (torch.as_tensor(array) for array in (x, mass, closest, candidates))
+    np.testing.assert_allclose(initialization.potential(*tensors), expected, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_first_fit_is_as_good_as_that_of_scikit_learn():
+    """Of clusters that overlap a little, over problems and seeds; benchmarks/STARTS.md has more of them."""
+    problems = [(4, 16, 500, 4.0), (10, 8, 1000, 2.0), (20, 64, 2000, 1.0), (50, 8, 4000, 3.0)]
+    numbers = np.array([compare(*problem, seed, torch.device("cpu")) for problem in problems for seed in range(8)])
+    ours, theirs, likelihood, default = numbers.mean(0)
+    assert min(ours, default) >= theirs
+    assert likelihood >= 0

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import constraints
 from typing_extensions import Self
@@ -22,8 +24,6 @@ START_COMMUNALITY = 0.1
 # The factors leave a feature at least this share of its variance. Where they explain one wholly (a Heywood case), its
 # noise would fall to zero without an end.
 LEAST_NOISE = 1e-6
-# Iterations of `from_dense`, and the relative change of the noise that ends them.
-DENSE_ITERATIONS, DENSE_TOLERANCE = 500, 1e-14
 
 
 @dataclass(frozen=True)
@@ -204,17 +204,9 @@ class LowRankScale(Scale):
 
     @classmethod
     def from_dense(cls, matrices: Tensor, rank: int = 1) -> Self:
-        """Maximum-likelihood factor analysis of each: in turn Λ given Ψ in closed form, and Ψ = diag(Σ − ΛΛᵀ)."""
-        variance = matrices.diagonal(dim1=1, dim2=2)
-        noise = torch.linalg.inv(matrices).diagonal(dim1=1, dim2=2).reciprocal()
-        for _ in range(DENSE_ITERATIONS):
-            root = noise.sqrt()
-            values, vectors = torch.linalg.eigh(matrices / (root[:, :, None] * root[:, None, :]))
-            stretch = (values[:, None, -rank:] - 1).clamp(min=0).sqrt()
-            loadings = root[:, :, None] * vectors[:, :, -rank:] * stretch
-            previous, noise = noise, torch.maximum(variance - loadings.square().sum(2), LEAST_NOISE * variance)
-            if ((noise - previous).abs() <= DENSE_TOLERANCE * variance).all():
-                break
+        """Maximum-likelihood factor analysis of each matrix."""
+        pairs = [_factor_analysis(matrix.double().cpu(), rank) for matrix in matrices]
+        noise, loadings = (torch.stack(part).to(matrices) for part in zip(*pairs))
         return cls(noise.rsqrt(), loadings)
 
     def n_parameters(self, n_components: int, n_features: int) -> int:
@@ -224,6 +216,39 @@ class LowRankScale(Scale):
 
     def mean_variance(self, n_features: int) -> Tensor:
         return (self.whitening.square().reciprocal() + self.loadings.square().sum(2)).mean(1)
+
+
+def _factor_analysis(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Ψ (d,) and Λ (d, q) of a covariance matrix (d, d) by maximum likelihood, over log Ψ (Jöreskog 1967).
+
+    Given Ψ, Λ follows from the leading eigenvalues θ of Ψ^(−½)SΨ^(−½), and the likelihood from the others: it is
+    −½ Σ (θ − log θ − 1) but for a constant, and its gradient in log Ψ is −½ diag(ΛΛᵀ + Ψ − S)/Ψ.
+    """
+    variance = matrix.diagonal()
+
+    def loadings(noise: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix / (noise.sqrt()[:, None] * noise.sqrt()))
+        leading = vectors[:, -rank:] * (values[-rank:] - 1).clamp(min=0).sqrt()
+        return values[:-rank].clamp(min=torch.finfo(values.dtype).tiny), noise.sqrt()[:, None] * leading
+
+    def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        noise = torch.from_numpy(logs).exp()
+        rest, factors = loadings(noise)
+        slope = (factors.square().sum(1) + noise - variance) / noise
+        return float((rest - rest.log() - 1).sum()) / 2, slope.numpy() / 2
+
+    start = torch.linalg.inv(matrix).diagonal().reciprocal().maximum(LEAST_NOISE * variance).log()
+    bounds = np.stack([(LEAST_NOISE * variance).log().numpy(), variance.log().numpy()], axis=1)
+    found = minimize(
+        loss,
+        start.numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 1000, "ftol": 1e-15, "gtol": 1e-9},
+    )
+    noise = torch.from_numpy(found.x).exp()
+    return noise, loadings(noise)[1]
 
 
 def _inverse_root(matrices: Tensor) -> Tensor:

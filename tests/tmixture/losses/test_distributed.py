@@ -65,7 +65,7 @@ def test_processes_may_bring_different_numbers_of_rows_and_skip_some(results):
         ("NaN", "ValueError: embeddings must be finite, but 24 rows hold NaN or infinity"),
         ("width", "ValueError: embeddings have shape (24, 4), but the mixture has n_features=6"),
         ("dimension", "ValueError: embeddings must have shape (B, d), got (6,)"),
-        ("epoch, NaN", "ValueError: data must be finite and below 1e18 in magnitude, but row 0 holds nan in column 0"),
+        ("epoch, NaN", "ValueError: data must be finite and below 1e15 in magnitude, but row 0 holds nan in column 0"),
         ("epoch, width", "ValueError: data has 4 features, but the mixture has n_features=6"),
         ("epoch, interrupt", "KeyboardInterrupt"),
     ],
