@@ -47,8 +47,8 @@ def fitted(K: int, d: int, n: int, **settings: object) -> tuple[StudentTMixture,
 
 def cached_chunks() -> Iterator[Choice]:
     """An E-step on chunks whose temporaries stay in a CPU's caches, or on all rows at once."""
-    rules = Rules("px", False, (0.5, 200.0), 1e-6)
     for K, d in ((10, 32), (40, 128), (100, 512)):
+        rules = Rules("px", False, (0.5, 200.0), torch.full((d,), 1e-6))
         mixture, x = fitted(K, d, 20_000, covariance_type="diag")
         e_step = partial(expectation, parameters=mixture.snapshot(), rules=rules, dtype=torch.float32)
         whole = mixture.chunks(x, size=len(x))
@@ -108,7 +108,7 @@ def _joints(parameters: Parameters, x: Tensor, *, apart: bool) -> Tensor:
 def lowrank_tiles() -> Iterator[Choice]:
     """The moments of many low-rank components in batched tiles, or one component after another."""
     for K, d, q in ((10, 64, 4), (50, 256, 8), (500, 128, 4)):
-        scale = LowRankScale.isotropic(torch.ones(K), d, q)
+        scale = LowRankScale.diagonal(torch.ones(K, d), q)
         features = scale.features(torch.randn(4096, d, generator=torch.Generator().manual_seed(0)))
         shares = Shares(one_hot(4096, K), one_hot(4096, K))
         in_tiles = partial(_moments, scale.accumulate, features, shares, scale.loadings.shape)

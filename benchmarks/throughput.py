@@ -33,9 +33,9 @@ def rows_per_second(structure: str, n_components: int, rows: int, device: torch.
     mixture = StudentTMixture(n_components, FEATURES, covariance_type=structure, device=device)
     chunks = mixture.chunks(x)
     dof = torch.full((n_components,), 4.0, device=device)
-    scale = STRUCTURES[structure].isotropic(torch.full_like(dof, 0.5 / FEATURES), FEATURES)
+    scale = STRUCTURES[structure].diagonal(torch.full((n_components, FEATURES), 0.5 / FEATURES, device=device))
     start = uniform(torch.nn.functional.normalize(centres), scale, dof)
-    rules = Rules("px", False, (0.5, 200.0), 1e-8)
+    rules = Rules("px", False, (0.5, 200.0), torch.full((FEATURES,), 1e-8, device=device))
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds = []
     for _ in range(repeats):

@@ -25,11 +25,6 @@ TABLES = {
     "CANDIDATES.md": "candidates.md",
     "OUT_OF_CORE.md": "out-of-core.md",
 }
-    "RESULTS.md": "speed.md",
-    "STARTS.md": "starts.md",
-    "CANDIDATES.md": "candidates.md",
-    "OUT_OF_CORE.md": "out-of-core.md",
-}
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 # What latex2mathml takes for a name or an operator and is not: it would be set with the wrong space around it.

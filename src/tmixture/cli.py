@@ -256,7 +256,7 @@ def _description(mixture: StudentTMixture) -> dict[str, Any]:
         columns["rows"] = statistics.responsibility * stream.total_weight
         columns["outlier_weight"] = statistics.mass / statistics.responsibility
     columns["dof"] = mixture.dof
-    variance = mixture.snapshot().scale.mean_variance(mixture.n_features)
+    variance = mixture.snapshot().scale.variances(mixture.n_features).mean(1)
     columns["spread"] = variance.sqrt().expand(mixture.n_components)
     # JSON has no infinity.
     plain = [[v if math.isfinite(v) else str(v) for v in column.tolist()] for column in columns.values()]
@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     fitting.add_argument("--rank", type=int, help="of lowrank scales")
     fitting.add_argument("--init", choices=("kmeans", "kmeans++", "random"), default="kmeans", help="how to start")
     fitting.add_argument("--max-iter", type=int, default=100, help="most EM iterations")
-    fitting.add_argument("--tol", type=float, default=1e-5, help="relative change of the log-likelihood to stop at")
+    fitting.add_argument("--tol", type=float, default=1e-4, help="nats per row that may be left to gain")
     fitting.add_argument("--seed", type=int, default=0, help="of the start")
 
     predicting = add(predict, f"Write label, confidence and outlier weight of each row to NAME{CLUSTERS}.")

@@ -28,6 +28,15 @@ def warn_about(fit: Fit, rules: Rules, *, tol: float, max_iter: int) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
+    if fit.degenerate:
+        features = sorted({feature for several in fit.degenerate.values() for feature in several})
+        warnings.warn(
+            f"components {sorted(fit.degenerate)} have next to no variance in features {features[:10]}, where their "
+            "rows have equal values: their likelihood has no bound there, whatever these rows mean. Try n_init=10, "
+            "fewer components, a larger reg_covar, or a covariance_type with fewer parameters.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     if not fit.step.converged and tol > 0:
         warnings.warn(
             f"EM did not converge to tol={tol:g} in max_iter={max_iter} iterations: raise either of "

@@ -20,6 +20,9 @@ from tmixture.reseeding import failed_components, poorly_explained, reseed
 from tmixture.scales.base import Moments, Shares
 from tmixture.statistics import SufficientStatistics
 
+# The share of regularization in what other features leave of a feature, in a component of average size.
+NEARLY_SINGULAR = 0.05
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -30,12 +33,14 @@ class Rules:
             "classic" by Σ r (Peel & McLachlan 2000). The fixed points are the same.
         learn_dof: False, or whether ν is "shared" by the components or free per "component".
         dof_bounds: bounds of a learned ν.
-        regularization: added to the scale diagonals, in squared units of the data.
+        regularization: (d,), variances that every component is credited with, as if of a component of average size:
+            a prior Π_k exp(−½·N/K·Σ_j λ_j·(Σ_k⁻¹)_jj), which `penalty` is the logarithm of. (Added to the diagonals as
+            they are, whatever the size of a component, they would have no objective that EM raises.)
         distributed: whether statistics are summed over the processes of the default group.
         prior_rows: rows of variance `prior_variance` that a component without rows is credited with. The credit fades
             out until it has five times as many of its own, so that a component of one or two rows is no spike, and one
             of many rows is exactly the maximum likelihood.
-        prior_variance: in squared units of the data.
+        prior_variance: (d,), in squared units of the data.
         anchor_rows: rows at its own mean that a component without rows is credited with, in its weight and its mean;
             fading like `prior_rows`. In a stream a component may have to wait for its first rows: it must not run to
             the wrong ones meanwhile, nor be left with a weight that no row can overcome.
@@ -44,20 +49,21 @@ class Rules:
     scale_update: Literal["px", "classic"]
     learn_dof: Literal[False, "shared", "component"]
     dof_bounds: tuple[float, float]
-    regularization: float
+    regularization: Tensor
     distributed: bool = False
     prior_rows: float = 0.0
-    prior_variance: float = 0.0
+    prior_variance: Tensor | float = 0.0
     anchor_rows: float = 0.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """The state of a fit: the parameters reached, and the statistics and mean log-likelihood under them."""
+    """The state of a fit: the parameters reached, and the statistics and the objective under them."""
 
     parameters: Parameters
     statistics: SufficientStatistics
-    log_likelihood: float
+    objective: float
+    """The mean log-likelihood less the `penalty`."""
     n_iter: int
     converged: bool
     reseeded: list[int]
@@ -79,6 +85,8 @@ def expectation(
         rules: used for what must be accumulated.
         dtype: of the arithmetic on chunks; float64 is used where float32 would cancel.
     """
+    if is_nearly_singular(parameters, rules):
+        dtype = accumulation_dtype(parameters.means.device)
     density = working_density(parameters, dtype, apart=True)
     statistics = no_statistics(density)
     for chunk in chunks:
@@ -86,6 +94,18 @@ def expectation(
     if rules.distributed:
         distributed.sum_in_place(statistics.sums())
     return statistics
+
+
+def is_nearly_singular(parameters: Parameters, rules: Rules) -> bool:
+    """Whether rows lie so close to a subspace that regularization is most of what is left beside it.
+
+    That is the case for one-hot, compositional and collinear features. The rounding errors of a float32 scatter are as
+    large.
+    """
+    if not parameters.scale.correlates:
+        return False
+    precisions = parameters.scale.precisions(parameters.n_features)
+    return bool((precisions * rules.regularization.to(precisions)).max() > NEARLY_SINGULAR)
 
 
 def no_statistics(density: Density) -> SufficientStatistics:
@@ -157,27 +177,45 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     means = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means)
     means = means.lerp(old_means, (anchor / (n + anchor))[:, None])
     scatter = statistics.about(old, means).scatter
-    expansion = _expansion(n * alive, w * alive, parameters.dof, old.per_component, rules)
+    credited = statistics.weight / len(n) * rules.regularization
+    penalty = (old.precisions(parameters.n_features) * credited).sum(1).expand_as(n)
+    expansion = _expansion(n * alive, w * alive, penalty * alive, parameters.dof, old.per_component, rules)
     prior = (rules.prior_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
     denominator = torch.where(alive, n * expansion + prior, 1.0 if old.per_component else 0.0)
-    regularization = rules.regularization + rules.prior_variance * prior / denominator.clamp(min=1e-300)
-    scale = old.estimate(scatter, w, denominator, regularization, parameters.n_features).where(alive, old)
+    added = expansion[:, None] * credited + prior[:, None] * rules.prior_variance
+    scale = old.estimate(scatter, w, denominator, added, parameters.n_features).where(alive, old)
     dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
     return Parameters(weights, means, scale, dof)
 
 
-def _expansion(n: Tensor, w: Tensor, dof: Tensor, per_component: bool, rules: Rules) -> Tensor:
+def penalty(parameters: Parameters, rules: Rules) -> Tensor:
+    """½·Σ_k Σ_j λ_j·(Σ_k⁻¹)_jj / K: what the regularization takes from the mean log-likelihood."""
+    precisions = parameters.scale.precisions(parameters.n_features)
+    return (precisions * rules.regularization.to(precisions)).sum(1).mean() / 2
+
+
+def _expansion(n: Tensor, w: Tensor, penalty: Tensor, dof: Tensor, per_component: bool, rules: Rules) -> Tensor:
     """The PX-EM expansion α: the latent precisions are taken as α·Gamma(ν/2, ν/2), and Σ is divided by α.
 
-    α_k = w_k/n_k maximises Q when every component has a scale of its own. With a tied scale one α is shared:
-    α = Σ ν_k w_k / Σ ν_k n_k. The classic update is α = 1.
+    Q depends on α as −½·nν·log α − ½·νw/α − ½·α·penalty, so that α is w/n without a penalty, and else the root of a
+    quadratic equation. With a tied scale one α is shared, and the sums over components take the place of nν and νw. The
+    classic update is α = 1.
+
+    Args:
+        n: (K,), Σ r.
+        w: (K,), Σ r·u.
+        penalty: (K,), Σ_j credited_j·(Σ_k⁻¹)_jj.
+        dof: (K,), ν.
+        per_component: whether every component has a scale of its own.
+        rules: which update to use.
     """
     if rules.scale_update == "classic":
         return torch.ones_like(n)
-    if per_component:
-        return torch.where(n > 0, w / n, 1.0)
     nu = dof.to(n.dtype).clamp(max=1e12)
-    return ((nu * w).sum() / (nu * n).sum()).expand_as(n)
+    a, b, c = nu * n, nu * w, penalty
+    if not per_component:
+        a, b, c = (part.sum().expand_as(n) for part in (a, b, c))
+    return torch.where(a > 0, 2 * b / (a + (a.square() + 4 * b * c).sqrt()), 1.0)
 
 
 def _update_dof(
@@ -214,38 +252,60 @@ def iterate(
 ) -> Iterator[Step]:
     """Run EM, yielding the state after every E-step, which is `e_step` if given and else `expectation`.
 
-    Stops when the mean log-likelihood per unit of sample weight changes by at most `tol` relative to its size (or to 1
-    where it is smaller), or after `max_iter` M-steps. A component that dies or collapses onto a point is re-seeded, at
-    most `max_reseeds` times.
+    Stops when `what_is_left` of the objective is at most `tol`, or after `max_iter` M-steps. A component that dies or
+    collapses onto a point is re-seeded, at most `max_reseeds` times.
     """
-    previous: float | None = None
+    history: list[float] = []  # since the last new start
     reseeds = torch.zeros(parameters.n_components, dtype=torch.long)
     reseeded: list[int] = []
     for n_iter in range(max_iter + 1):
-        statistics = e_step(parameters, previous) if e_step else expectation(chunks, parameters, rules, dtype)
-        log_likelihood, total_rows, rows = on_host(statistics)
-        change = float("inf") if previous is None else abs(log_likelihood - previous)
-        converged = change <= tol * max(1.0, abs(log_likelihood))
-        yield Step(parameters, statistics, log_likelihood, n_iter, converged, reseeded)
+        lost = penalty(parameters, rules)
+        if e_step:
+            statistics = e_step(parameters, history[-1] + float(lost) if history else None)
+        else:
+            statistics = expectation(chunks, parameters, rules, dtype)
+        objective, total_rows, rows = on_host(statistics, lost)
+        history.append(objective)
+        converged = what_is_left(history) <= tol
+        yield Step(parameters, statistics, objective, n_iter, converged, reseeded)
         if converged or n_iter == max_iter:
             return
         parameters = maximization(statistics, parameters, rules)
-        previous = log_likelihood
         failing = failed_components(rows, total_rows, parameters, rules.regularization) & (reseeds < max_reseeds)
         reseeded = failing.nonzero()[:, 0].tolist()
         if reseeded:
             reseeds += failing
             candidates = poorly_explained(chunks, parameters, len(reseeded), dtype, generator, rules.distributed)
             parameters = reseed(parameters, reseeded, candidates)[0]
-            previous = None
+            history = []
 
 
-def on_host(statistics: SufficientStatistics) -> tuple[float, float, Tensor]:
-    """The mean log-likelihood per unit of weight, and the rows, all and those of each component (K,).
+def what_is_left(history: list[float]) -> float:
+    """How much further the last of these numbers will rise, by Aitken's extrapolation of a geometric series.
+
+    The last step says little about that: EM slows down to steps far smaller than what is left (Böhning et al. 1994).
+    Of the last three extrapolations the largest counts, as a single step may be small by chance.
+
+    Args:
+        history: of an objective that rises, but for rounding errors.
+    """
+
+    def extrapolated(a: float, b: float, c: float) -> float:
+        before, step = b - a, c - b
+        if before <= 0 or step <= 0:  # no more than rounding errors
+            return max(abs(before), abs(step))
+        return step * step / (before - step) if step < before else math.inf
+
+    last = history[-5:]
+    return max(map(extrapolated, last, last[1:], last[2:])) if len(last) == 5 else math.inf
+
+
+def on_host(statistics: SufficientStatistics, penalty: Tensor | float = 0.0) -> tuple[float, float, Tensor]:
+    """The mean log-likelihood less a penalty, and the rows, all and those of each component (K,).
 
     All that an iteration decides by is fetched at once, because a GPU comes to a halt for it.
     """
-    log_likelihood = (statistics.log_likelihood / statistics.weight)[None]
+    objective = (statistics.log_likelihood / statistics.weight - penalty)[None]
     rows_per_weight = statistics.rows / statistics.weight
-    numbers = torch.cat([log_likelihood, statistics.rows[None], statistics.responsibility * rows_per_weight]).tolist()
+    numbers = torch.cat([objective, statistics.rows[None], statistics.responsibility * rows_per_weight]).tolist()
     return numbers[0], numbers[1], torch.tensor(numbers[2:], dtype=torch.float64)

@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from tmixture.candidates import TruncatedExpectation
 from tmixture.chunks import Chunks
-from tmixture.em import Rules, Step, iterate
+from tmixture.em import Rules, Step, iterate, on_host
 from tmixture.parameters import Parameters
+from tmixture.reseeding import degenerate_components
+
+# Regularization, relative to the variance of each feature.
+RELATIVE_REGULARIZATION = 1e-6
+# With reg_covar=0, what keeps a component of identical points finite.
+RELATIVE_FLOOR = 1e-12
+# Precisions must not overflow in float32.
+LEAST_REGULARIZATION = 1e-36
+
+
+def regularization(reg_covar: float | Literal["auto"], variance: Tensor) -> Tensor:
+    """The variances (d,) that components are credited with, from those of the data (d,), of which some may be zero."""
+    usual = variance.mean() if (variance > 0).any() else torch.ones_like(variance)
+    variance = torch.where(variance > 0, variance, usual)
+    if reg_covar == "auto":
+        return (RELATIVE_REGULARIZATION * variance).clamp(min=LEAST_REGULARIZATION)
+    return (RELATIVE_FLOOR * variance).clamp(min=max(reg_covar, LEAST_REGULARIZATION))
 
 
 @dataclass
 class Fit:
-    """The record of one run of EM: its last step, and the log-likelihood on the way."""
+    """The record of one run of EM: its last step, and the objective on the way.
+
+    Attributes:
+        last: the last step.
+        history: the objective at every step.
+        reseeded: the components that were started anew, each as often as it was.
+        degenerate: see `reseeding.degenerate_components`.
+        disagreement: see `StudentTMixture`.
+    """
 
     last: Step | None = None
     history: list[float] = field(default_factory=list)
     reseeded: list[int] = field(default_factory=list)
+    degenerate: dict[int, list[int]] = field(default_factory=dict)
     disagreement: float | None = None
+
+    @property
+    def merit(self) -> tuple[int, float]:
+        """What the best of several runs has most of: sound components first, and then the objective."""
+        return -len(self.degenerate), self.history[-1]
 
     @property
     def step(self) -> Step:
@@ -31,7 +64,7 @@ class Fit:
     def record(self, step: Step) -> None:
         """Go on to the next step."""
         self.last = step
-        self.history.append(step.log_likelihood)
+        self.history.append(step.objective)
         self.reseeded.extend(step.reseeded)
 
 
@@ -56,6 +89,8 @@ def run(
         ):
             fit.record(step)
             progress.update(step.n_iter - progress.n)
-            progress.set_postfix_str(f"log-likelihood {step.log_likelihood:.6g}")
+            progress.set_postfix_str(f"log-likelihood {step.objective:.6g}")
+    _, total_rows, rows = on_host(fit.step.statistics)
+    fit.degenerate = degenerate_components(rows, total_rows, fit.step.parameters, rules.regularization)
     if e_step is not None:
         fit.disagreement = e_step.disagreement(fit.step.parameters, generator)

@@ -152,7 +152,7 @@ def start(
     scale: Scale,
     dof: Tensor,
     rules: Rules,
-    variance: float,
+    variance: Tensor,
     dtype: torch.dtype,
     generator: torch.Generator | None,
 ) -> Parameters:
@@ -165,7 +165,7 @@ def start(
         scale: of components without rows.
         dof: (K,).
         rules: of the M-step.
-        variance: mean variance of the sample.
+        variance: (d,), of the sample.
         dtype: of the arithmetic on chunks.
         generator: source of randomness.
     """
@@ -186,7 +186,7 @@ def from_centres(
     scale: Scale,
     dof: Tensor,
     rules: Rules,
-    variance: float,
+    variance: Tensor,
     generator: torch.Generator | None,
 ) -> Parameters:
     """Parameters from hard clusters around centres, found in the sample or given as a tensor (K, d).
@@ -197,7 +197,7 @@ def from_centres(
         scale: of components without rows.
         dof: (K,).
         rules: of the M-step.
-        variance: mean variance of the data, to which scales of very small clusters shrink.
+        variance: (d,), of the data, to which scales of very small clusters shrink.
         generator: source of randomness.
     """
     shift = sample.x.mean(0)
@@ -216,7 +216,7 @@ def from_centres(
 
 
 def from_responsibilities(
-    chunks: Iterable[Chunk], base: Parameters, rules: Rules, variance: float, dtype: torch.dtype
+    chunks: Iterable[Chunk], base: Parameters, rules: Rules, variance: Tensor, dtype: torch.dtype
 ) -> Parameters:
     """The Gaussian M-step from the responsibilities that the chunks carry; components without any stay as in `base`.
 

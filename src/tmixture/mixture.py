@@ -21,10 +21,6 @@ from tmixture.running import RunningStatistics
 from tmixture.scales import STRUCTURES
 from tmixture.step_sizes import PowerDecay, StepSize
 
-# Regularisation of the scale diagonals, relative to the data's mean variance.
-RELATIVE_REGULARIZATION = 1e-6
-# With reg_covar=0, what keeps a component of identical points finite.
-RELATIVE_FLOOR = 1e-12
 # What is known of the last fit.
 RECORD = ("n_iter_", "converged_", "history_", "n_reseeded_", "disagreement_")
 
@@ -48,13 +44,16 @@ class StudentTMixture(MixtureModel):
         covariance_type: structure of the scale matrices: "full", "tied", "diag", "spherical" or "lowrank".
         rank: q of "lowrank", Σ = ΛΛᵀ + Ψ with Λ (d, q) and a diagonal Ψ: a mixture of t-factor analyzers, for
             components whose features are correlated but whose rows are too few for "full".
-        reg_covar: added to the scale diagonals: an absolute number in squared units of the data, or "auto" for 1e-6 of
-            the data's mean variance.
+        reg_covar: added to the diagonal of the scale of a component of average size, and to that of a smaller one as
+            much more as it is smaller: an absolute number in squared units of the data, or "auto" for 1e-6 of the
+            variance of each feature, for which outliers do not count.
         init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
-        n_init: how many starts to try; the fit with the highest likelihood is kept.
+        n_init: how many starts to try; the fit with the highest likelihood is kept, of those with the fewest components
+            that have next to no variance in a feature.
         max_iter: upper bound of the M-steps of a fit.
-        tol: a fit has converged when the mean log-likelihood changes by at most this, relative to its size. A fit that
-            ends at `max_iter` gives a `ConvergenceWarning`, unless `tol` is 0.
+        tol: a fit has converged when at most this is left of the mean log-likelihood, in nats per row, as Aitken's
+            extrapolation of the last steps has it. A fit that ends at `max_iter` gives a `ConvergenceWarning`, unless
+            `tol` is 0.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         step_size: step sizes of `partial_fit`: a constant, or a function of the number of the batch.
@@ -83,8 +82,9 @@ class StudentTMixture(MixtureModel):
         dof: (K,) ν, buffer.
         n_iter_: number of M-steps of the last fit.
         converged_: whether it converged.
-        history_: mean log-likelihood per unit of sample weight, before each M-step and at the end; its lower bound with
-            `max_candidates`.
+        history_: what EM raises, before each M-step and at the end: the mean log-likelihood per unit of sample weight
+            (its lower bound with `max_candidates`) less ½·mean_k Σ_j reg_covar_j·(Σ_k⁻¹)_jj, the regularization as a
+            prior.
         n_reseeded_: how often a component had to be started anew, streaming included.
         disagreement_: after a fit with `max_candidates` the share of rows whose best candidate is not the best of all
             components, from about 2000 random rows; None after an exact fit. Where it is large, C is too small, or
@@ -111,7 +111,7 @@ class StudentTMixture(MixtureModel):
         init: str | Tensor | np.ndarray = "kmeans",
         n_init: int = 1,
         max_iter: int = 100,
-        tol: float = 1e-5,
+        tol: float = 1e-4,
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         step_size: StepSize = PowerDecay(),
@@ -134,7 +134,7 @@ class StudentTMixture(MixtureModel):
         nu = validation.dof(dof, K, learn_dof, dof_bounds)
         dtype = validation.floating(dtype or torch.get_default_dtype())
         means = torch.zeros(K, d, device=device)
-        scale = structure.isotropic(exact(means.new_ones(K)), d, rank or 0)
+        scale = structure.diagonal(exact(means.new_ones(K, d)), rank or 0)
         unfitted = initialization.uniform(means, scale, nu)
         super().__init__(
             unfitted,
@@ -207,7 +207,7 @@ class StudentTMixture(MixtureModel):
                 sample = initialization.rows_to_start_from(
                     chunks, self.n_components, self.means.dtype, generator, shared=self.distributed
                 )
-                variance = sampling.mean_variance(sample)
+                variance = sampling.variances(sample)
                 rules = self._rules(variance)
                 try:
                     for _ in range(self.n_init):
@@ -225,11 +225,11 @@ class StudentTMixture(MixtureModel):
                             generator=generator,
                             verbose=self.verbose,
                         )
-                        fits = [max(fits, key=lambda fit: fit.history[-1])]
+                        fits = [max(fits, key=lambda fit: fit.merit)]
                 except KeyboardInterrupt:
                     begun = [fit for fit in fits if fit.last is not None]
                     if begun and not self.has_company:
-                        self._conclude(max(begun, key=lambda fit: fit.history[-1]), rules, chunks)
+                        self._conclude(max(begun, key=lambda fit: fit.merit), rules, chunks)
                     raise
             self._conclude(fits[0], rules, chunks)
         diagnostics.warn_about(fits[0], rules, tol=self.tol, max_iter=self.max_iter)
@@ -373,11 +373,9 @@ class StudentTMixture(MixtureModel):
             return self.generator
         return torch.Generator().manual_seed(int(self.generator))
 
-    def _rules(self, variance: float) -> em.Rules:
-        if self.reg_covar == "auto":
-            regularization = RELATIVE_REGULARIZATION * (variance if variance > 0 else 1.0)
-        else:
-            regularization = max(self.reg_covar, RELATIVE_FLOOR * (variance if variance > 0 else 1.0))
+    def _rules(self, variance: Tensor) -> em.Rules:
+        """How to fit data of these variances (d,)."""
+        regularization = fitting.regularization(self.reg_covar, variance)
         return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, self.distributed)
 
     def _start(
@@ -385,16 +383,15 @@ class StudentTMixture(MixtureModel):
         sample: sampling.Sample,
         given: Chunks | None,
         rules: em.Rules,
-        variance: float,
+        variance: Tensor,
         generator: torch.Generator | None,
     ) -> Parameters:
         """The parameters that EM starts from, in the dtype of statistics; see `initialization.start`."""
         dtype = accumulation_dtype(self.means.device)
         if self.warm_start and bool(self.fitted):
             return self.snapshot().to(dtype)
-        variance = max(variance, rules.regularization)  # it is zero if all rows are equal
-        variances = self.weights.new_full((self.n_components,), variance, dtype=dtype)
-        scale = self.structure.isotropic(variances, self.n_features, self.rank or 0)
+        variance = variance.maximum(rules.regularization)  # it is zero where all rows are equal
+        scale = self.structure.diagonal(variance.expand(self.n_components, -1), self.rank or 0)
         return initialization.start(
             self.init, sample, given, scale, self.initial_dof, rules, variance, self.means.dtype, generator
         )
@@ -413,8 +410,8 @@ class StudentTMixture(MixtureModel):
             return self.running.stream
         if self.running.waiting is not None or not bool(self.fitted):
             return None
-        variance = self.snapshot().variance_within()
         parameters = self.snapshot().to(accumulation_dtype(self.means.device))
+        variance = parameters.variance_within()
         return streaming.Stream.of_parameters(parameters, self._rules(variance).regularization, variance)
 
     def _continued_stream(self, known: streaming.Stream, batch: Chunks) -> streaming.Update:
@@ -423,7 +420,7 @@ class StudentTMixture(MixtureModel):
             known,
             self.snapshot().to(accumulation_dtype(self.means.device)),
             batch,
-            self._rules(0.0),
+            self._rules(known.variance),
             self.step_size,
             self.means.dtype,
             self._generator(),
@@ -442,7 +439,7 @@ class StudentTMixture(MixtureModel):
             sample = self.running.waiting.followed_by(sample)
         if sample.rows < self.n_components:
             return streaming.Update(sample)
-        variance = sampling.mean_variance(sample)
+        variance = sampling.variances(sample)
         rules = streaming.shrinking(self._rules(variance), self.snapshot().scale, self.n_features, variance)
         start = self._start(sample, None, rules, variance, generator)
         return streaming.warm_up(sample, start, rules, dtype, self.tol, generator)

@@ -43,9 +43,9 @@ class Parameters:
             self.weights[components], self.means[components], self.scale.take(components), self.dof[components]
         )
 
-    def variance_within(self) -> float:
-        """The variance within the components, averaged over features and, by their weights, over components."""
-        return float((self.weights * self.scale.mean_variance(self.n_features)).sum())
+    def variance_within(self) -> Tensor:
+        """The variance of each feature (d,) within the components, averaged over these by their weights."""
+        return (self.weights[:, None] * self.scale.variances(self.n_features)).sum(0)
 
     def origin(self) -> Tensor:
         """The mixture's mean Σ_k π_k μ_k (d,): the reference point of all distances and moments.

@@ -16,27 +16,53 @@ from tmixture.sampling import draw_sample
 
 # Rows among which a poorly explained one is looked for. With thousands of components it takes time to explain more.
 RESTART_ROWS = 1024
+# The share of regularization in the scale of a component that counts as collapsed.
+COLLAPSED = 0.25
+# … and in that of one of its features as degenerate.
+DEGENERATE = 0.5
 
 
-def failed_components(rows: Tensor, total_rows: float, parameters: Parameters, regularization: float) -> Tensor:
+def failed_components(rows: Tensor, total_rows: float, parameters: Parameters, regularization: Tensor) -> Tensor:
     """Mask (K,) of the components that died (less than half a row) or collapsed onto a point.
 
-    A collapsed component has its scale at the floor that regularization leaves, and few rows. With about as many
+    A collapsed component has few rows, and a scale that is what regularization leaves of it. With about as many
     components as rows that is what every component looks like, and nothing is called failed.
 
     Args:
         rows: of each component (K,), on the host.
         total_rows: of all of them.
         parameters: that followed from them.
-        regularization: of their scales.
+        regularization: (d,), see `em.Rules`.
     """
     if total_rows < 2 * parameters.n_components:
         return torch.zeros_like(rows, dtype=torch.bool)
     few = rows < max(2, 0.1 * total_rows / parameters.n_components)
-    if not few.any():  # a matrix of full structure must be inverted for its trace
+    if not few.any():
         return few
-    variance = parameters.scale.mean_variance(parameters.n_features).cpu()
-    return (rows < 0.5) | ((variance <= 4 * regularization) & few)
+    share = share_of_regularization(rows, total_rows, parameters, regularization).mean(1)
+    return (rows < 0.5) | ((share >= COLLAPSED) & few)
+
+
+def share_of_regularization(rows: Tensor, total_rows: float, parameters: Parameters, regularization: Tensor) -> Tensor:
+    """How much of the scale of each component and feature is regularization, from 0 to 1: (K, d), on the host."""
+    precisions = parameters.scale.precisions(parameters.n_features) * regularization.to(parameters.means.device)
+    credited = total_rows / parameters.n_components
+    if not parameters.scale.per_component:
+        return (precisions * credited * parameters.n_components / total_rows).cpu().expand(len(rows), -1)
+    return precisions.cpu() * (credited / rows.clamp(min=torch.finfo(rows.dtype).tiny))[:, None]
+
+
+def degenerate_components(
+    rows: Tensor, total_rows: float, parameters: Parameters, regularization: Tensor
+) -> dict[int, list[int]]:
+    """Components with next to no variance of their own in some features, which other components have, and in which.
+
+    Such a component has found rows of equal values, such as a rounded measurement. Its likelihood has no bound but the
+    regularization, so that it wins against sound ones whatever it means.
+    """
+    share = share_of_regularization(rows, total_rows, parameters, regularization) > DEGENERATE
+    share &= ~share.all(0)
+    return {k: share[k].nonzero()[:, 0].tolist() for k in share.any(1).nonzero()[:, 0].tolist()}
 
 
 @torch.no_grad()

@@ -16,7 +16,9 @@ from tmixture.numerics import exact
 # Elements of the sample: 128 MB in float32.
 SAMPLE_ELEMENTS = 2**25
 # The median of a sample is that of about so many of its rows.
-MEDIAN_ROWS = 2**14
+MEDIAN_ROWS = 2**12
+# Far rows among which others look for company.
+FAR_ROWS = 2**11
 # Rows of a temporary.
 BLOCK_ROWS = 4096
 
@@ -119,22 +121,53 @@ def _shrink(
 
 
 def without_stray_rows(sample: Sample, at_least: int) -> Sample:
-    """The sample without stray rows: at most 1 %, over a hundred times farther from the median than is usual.
+    """The sample without stray rows: at most 10 %, over a hundred times as far from the median as is usual, and alone.
 
-    One corrupt row must not set the scale of everything else. More than 1 % of the rows are structure, not strays.
+    Corrupt rows must not set the scale of everything else. But a group of rows close to each other is a cluster,
+    however rare and far away.
     """
     median = sample.x[:: math.ceil(len(sample.x) / MEDIAN_ROWS)].median(0).values
     distance = torch.cat([torch.linalg.vector_norm(rows - median, dim=1) for rows in sample.x.split(BLOCK_ROWS)])
-    stray = distance > 100 * distance.median()
-    count = int(stray.sum())
-    if count == 0 or count > max(1, len(stray) // 100) or len(stray) - count < at_least or distance.median() == 0:
+    far = (distance > 100 * distance.median()).nonzero()[:, 0]
+    if len(far) == 0 or len(far) > max(1, len(distance) // 10) or distance.median() == 0:
         return sample
-    return Sample(sample.x[~stray], sample.weight[~stray], sample.rows)
+    stray = far[~_has_company(sample.x[far] - median, distance[far])]
+    if len(distance) - len(stray) < at_least:
+        return sample
+    keep = torch.ones_like(distance, dtype=torch.bool).index_fill_(0, stray, False)
+    return Sample(sample.x[keep], sample.weight[keep], sample.rows)
 
 
-def mean_variance(sample: Sample) -> float:
-    """The weighted variance of the rows, averaged over the features."""
-    share = sample.weight / sample.weight.sum()
-    blocks = list(zip(sample.x.split(BLOCK_ROWS), share.split(BLOCK_ROWS)))
-    mean = torch.stack([exact(weight) @ exact(x) for x, weight in blocks]).sum(0)
-    return float(sum((exact(weight) @ (exact(x) - mean).square()).mean() for x, weight in blocks))
+def _has_company(x: Tensor, norm: Tensor) -> Tensor:
+    """Which of the far rows (n, d) have two others within a tenth of their norms (n,)."""
+    others = x[:: math.ceil(len(x) / FAR_ROWS)]
+    near = [
+        torch.cdist(rows, others) <= 0.1 * size[:, None] for rows, size in zip(x.split(FAR_ROWS), norm.split(FAR_ROWS))
+    ]
+    return torch.cat([rows.sum(1) for rows in near]) > 2  # itself among them
+
+
+def variances(sample: Sample) -> Tensor:
+    """The weighted variance of each feature (d,), with values clipped that lie far from its median.
+
+    Far is more than ten times as far as is usual among the rows that differ from the median at all: neither do
+    saturated or corrupt values count by their size, nor is a feature that is mostly constant taken for a constant.
+    """
+    some = slice(None, None, math.ceil(len(sample.x) / MEDIAN_ROWS))
+    centre = _weighted_median(sample.x[some], sample.weight[some])
+    distance = (sample.x[some] - centre).abs()
+    reach = 10 * _weighted_median(distance, sample.weight[some, None] * (distance > 0))
+    share = exact(sample.weight) / exact(sample.weight).sum()
+    mean, square = exact(torch.zeros_like(centre)), exact(torch.zeros_like(centre))
+    for rows, weight in zip(sample.x.split(BLOCK_ROWS), share.split(BLOCK_ROWS)):
+        clipped = exact((rows - centre).clamp(-reach, reach))
+        mean += weight @ clipped
+        square += weight @ clipped.square()
+    return (square - mean.square()).clamp(min=0)
+
+
+def _weighted_median(x: Tensor, weight: Tensor) -> Tensor:
+    """The least value of each column below or at which half of its weight lies: (n, d), (n,) or (n, d) → (d,)."""
+    values, order = x.sort(dim=0)
+    cumulative = exact(weight.reshape(len(x), -1).expand_as(x).gather(0, order)).cumsum(0)
+    return values.gather(0, (cumulative >= cumulative[-1] / 2).int().argmax(0, keepdim=True))[0]

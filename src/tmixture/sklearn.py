@@ -34,11 +34,11 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         covariance_type: structure of the scale matrices: "full", "tied", "diag", "spherical" or "lowrank".
         rank: q of "lowrank", Σ = ΛΛᵀ + Ψ with Λ (d, q) and a diagonal Ψ.
         reg_covar: added to the scale diagonals: an absolute number in squared units of the data, or "auto" for 1e-6 of
-            the data's mean variance.
+            the variance of each feature; see `StudentTMixture`.
         init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
         n_init: how many starts to try; the fit with the highest likelihood is kept.
         max_iter: upper bound of the M-steps of a fit.
-        tol: a fit has converged when the mean log-likelihood changes by at most this, relative to its size.
+        tol: a fit has converged when at most this is left of the mean log-likelihood, in nats per row.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         warm_start: whether `fit` starts from the parameters of the previous `fit`.
@@ -86,7 +86,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         init: str | np.ndarray = "kmeans",
         n_init: int = 1,
         max_iter: int = 100,
-        tol: float = 1e-5,
+        tol: float = 1e-4,
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         warm_start: bool = False,

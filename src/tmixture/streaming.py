@@ -30,9 +30,9 @@ class Stream:
     Attributes:
         statistics: averages per unit of sample weight, about a reference that stays.
         total_weight: sum of all sample weights seen, scalar.
-        regularization: added to scale diagonals, fixed with the initialisation, scalar.
-        variance: mean variance within components at the initialisation, towards which the scales of components of very
-            few rows shrink, scalar.
+        regularization: (d,), see `em.Rules`; fixed with the initialisation.
+        variance: (d,), variances within components at the initialisation, towards which the scales of components of
+            very few rows shrink.
     """
 
     statistics: SufficientStatistics
@@ -45,7 +45,7 @@ class Stream:
         return replace(self, statistics=self.statistics.reorder(scale, order))
 
     @classmethod
-    def of_step(cls, step: em.Step, regularization: float, dtype: torch.dtype, weight_unit: float = 1.0) -> Stream:
+    def of_step(cls, step: em.Step, regularization: Tensor, dtype: torch.dtype, weight_unit: float = 1.0) -> Stream:
         """A stream that begins where a fit has ended, with the means that its sums give as the reference.
 
         Args:
@@ -54,18 +54,18 @@ class Stream:
             dtype: that the parameters are kept in.
             weight_unit: of the statistics, see `Chunks`.
         """
-        sums, scale, new = step.statistics, step.parameters.scale, step.statistics.weight.new_tensor
+        sums, scale = step.statistics, step.parameters.scale
         centre = sums.reference + sums.first / sums.mass.clamp(min=1e-30)[:, None]
         averages = sums.about(scale, centre).per_unit_weight()
-        variance = step.parameters.to(dtype).variance_within()
-        return cls(averages, sums.weight * weight_unit, new(regularization), new(variance))
+        variance = step.parameters.to(dtype).variance_within().to(regularization)
+        return cls(averages, sums.weight * weight_unit, regularization, variance)
 
     @classmethod
-    def of_parameters(cls, parameters: Parameters, regularization: float, variance: float) -> Stream:
+    def of_parameters(cls, parameters: Parameters, regularization: Tensor, variance: Tensor) -> Stream:
         """A stream whose parameters were given: as if they were the outcome of a warm-up."""
-        rows, new = WARMUP_ROWS * parameters.n_components, parameters.weights.new_tensor
+        rows = WARMUP_ROWS * parameters.n_components
         expected = SufficientStatistics.expected(parameters, rows)
-        return cls(expected, new(float(rows)), new(regularization), new(variance))
+        return cls(expected, parameters.weights.new_tensor(float(rows)), regularization, variance)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Update:
     n_reseeded: int = 0
 
 
-def shrinking(rules: em.Rules, scale: Scale, n_features: int, variance: float) -> em.Rules:
+def shrinking(rules: em.Rules, scale: Scale, n_features: int, variance: Tensor) -> em.Rules:
     """The rules for components that have few rows as yet."""
     credit = prior_rows(scale, n_features)
     return replace(rules, prior_rows=credit, prior_variance=variance, anchor_rows=WARMUP_ROWS)
@@ -137,8 +137,8 @@ def advance(
         restart: whether components that have faded away are started anew.
     """
     scale = parameters.scale
-    rules = replace(rules, regularization=float(stream.regularization))
-    rules = shrinking(rules, scale, parameters.n_features, float(stream.variance))
+    rules = replace(rules, regularization=stream.regularization)
+    rules = shrinking(rules, scale, parameters.n_features, stream.variance)
     sums = em.expectation(batch, parameters, rules, dtype)
     if not sums.weight > 0:
         return Update()

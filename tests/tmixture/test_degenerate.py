@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_iris
 from sklearn.metrics import adjusted_rand_score
 
 from tmixture import PowerDecay, StudentTMixture
@@ -481,3 +482,64 @@ def test_rows_of_any_size_are_fitted(structure, size, dof):
     assert mixture.means.isfinite().all()
     assert mixture.weights.sum().item() == pytest.approx(1, abs=1e-5)
     assert np.isfinite(mixture.history_).all()
+
+
+@pytest.mark.parametrize("structure", ["diag", "full"])
+@pytest.mark.parametrize("unit", [1.0, 1e-9, 1e9])
+def test_features_in_units_of_their_own_are_all_heard(structure, unit):
+    """Income with a deviation of 20,000 beside two ratios that tell the groups apart by eight of their deviations."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=1000)
+    ratios = 0.05 * rng.normal(size=(1000, 2)) + 0.4 * np.where(labels[:, None] == 1, [1, -1], [0, 0])
+    x = np.column_stack([20_000 * rng.normal(size=1000), ratios]) * [1.0, unit, unit]
+    mixture = StudentTMixture(2, 3, covariance_type=structure, generator=0, dtype=torch.float64)
+    assert adjusted_rand_score(labels, mixture.fit(x, responsibilities=labels).predict(x)) > 0.99
+
+
+@pytest.mark.parametrize("where", ["rows", "entries"])
+def test_saturated_values_do_not_hide_the_clusters(where):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=2000)
+    x = 4 * rng.normal(size=(4, 64))[labels] + rng.normal(size=(2000, 64))
+    bad = rng.random(2000) < 0.02
+    saturated = 65504 * rng.choice([-1, 1], size=(bad.sum(), 64))
+    x[bad] = saturated if where == "rows" else np.where(rng.random(saturated.shape) < 0.1, saturated, x[bad])
+    mixture = StudentTMixture(4, 64, generator=0).fit(x)
+    assert adjusted_rand_score(labels[~bad], mixture.predict(x[~bad])) > 0.99
+
+
+@pytest.mark.parametrize("distance", [300.0, 1e3, 1e5])
+def test_a_rare_cluster_far_away_is_found(distance):
+    rng = np.random.default_rng(0)
+    x = 3 * rng.normal(size=(3, 16))[rng.integers(3, size=2000)] + rng.normal(size=(2000, 16))
+    x[:18] = distance + 0.5 * rng.normal(size=(18, 16))
+    labels = StudentTMixture(4, 16, generator=0).fit_predict(x)
+    assert len(set(labels[:18].tolist())) == 1
+    assert labels[0] not in labels[18:]
+
+
+def test_a_component_on_equal_values_is_named_and_does_not_win():
+    """Iris: 29 flowers have the same petal width, and a component on them has a higher likelihood than the species."""
+    x, species = load_iris(return_X_y=True)
+    with pytest.warns(RuntimeWarning, match=r"next to no variance in features \[3\]"):
+        alone = StudentTMixture(3, 4, init="random", generator=4).fit(x)
+    sound = StudentTMixture(3, 4, init="random", n_init=5, generator=4).fit(x)
+    assert alone.history_[-1] > sound.history_[-1]
+    assert adjusted_rand_score(species, alone.predict(x)) < 0.5
+    assert adjusted_rand_score(species, sound.predict(x)) > 0.8
+
+
+@every_structure
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("data", ["one-hot", "line", "simplex"])
+def test_the_objective_rises_where_rows_do_not_fill_the_space(structure, dtype, data):
+    rng = np.random.default_rng(0)
+    x = {
+        "one-hot": lambda: np.eye(5)[rng.integers(5, size=300)],
+        "line": lambda: rng.normal(size=(300, 1)) @ rng.normal(size=(1, 33)),
+        "simplex": lambda: rng.dirichlet(np.ones(6), size=300),
+    }[data]()
+    mixture = StudentTMixture(1, x.shape[1], **of(structure), generator=0, dtype=dtype).fit(x)
+    assert np.diff(mixture.history_).min() > -1e-5
+    assert mixture.converged_ or structure == "lowrank"  # whose M-step only climbs, and slowly here
+    assert mixture.log_prob(torch.as_tensor(x)).isfinite().all()

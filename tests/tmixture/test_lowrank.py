@@ -10,7 +10,7 @@ from tmixture.chunks import Chunk
 from tmixture.parameters import Parameters
 from tmixture.scales.lowrank import LowRankScale
 
-RULES = em.Rules("px", False, (0.5, 200.0), 0.0)
+RULES = em.Rules("px", False, (0.5, 200.0), torch.zeros((), dtype=torch.float64))
 
 
 def analyzers(K, d, q, dof=5.0, spread=2.0, seed=0):

@@ -30,8 +30,7 @@ def scikit_learn_precisions(scales, structure):
 
 
 @pytest.mark.parametrize("structure", CLOSED_FORM)
-@pytest.mark.parametrize("reg_covar", [1e-9, 0.1])
-def test_the_gaussian_mixture_is_that_of_scikit_learn(structure, reg_covar):
+def test_the_gaussian_mixture_is_that_of_scikit_learn(structure):
     truth = naive.random_model(3, 4, structure, dof=INF, spread=2.0)
     x = naive.draw(truth, 400)
     start = naive.random_model(3, 4, structure, dof=INF, seed=7)
@@ -43,13 +42,13 @@ def test_the_gaussian_mixture_is_that_of_scikit_learn(structure, reg_covar):
         precisions_init=scikit_learn_precisions(start.scales, structure),
         max_iter=25,
         tol=0,
-        reg_covar=reg_covar,
+        reg_covar=0,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has not converged
         theirs.fit(x)
     rows = torch.as_tensor(x)
-    ours = from_model(start, structure, max_iter=25, reg_covar=reg_covar).fit(rows)
+    ours = from_model(start, structure, max_iter=25).fit(rows)
     np.testing.assert_allclose(ours.weights, theirs.weights_, rtol=1e-8)
     np.testing.assert_allclose(ours.means, theirs.means_, rtol=1e-8, atol=1e-8)
     dense = {

@@ -75,10 +75,12 @@ def test_all_rows_with_weight_are_kept_where_they_fit():
     assert sample.weight.tolist() == [1.0, 3.0, 0.5]
 
 
-@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("count", [1, 5, 50])
 def test_stray_rows_are_left_out(count):
-    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
-    x[:count] = 1e8
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 3, generator=generator)
+    x[:count] = 1e8 * torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
+    x[:count] *= torch.linspace(1, 1000, count)[:, None]
     weight = torch.arange(500.0)
     cleaned = sampling.without_stray_rows(sampling.Sample(x, weight, 500), at_least=2)
     assert cleaned.x.tolist() == x[count:].tolist()
@@ -86,26 +88,42 @@ def test_stray_rows_are_left_out(count):
     assert cleaned.rows == 500
 
 
-@pytest.mark.parametrize("case", ["many", "near", "needed", "constant"])
+@pytest.mark.parametrize("case", ["many", "near", "group", "needed", "constant"])
 def test_rows_that_may_be_structure_are_kept(case):
     x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
     if case == "many":
-        x[:6] = 1e8  # more than 1 %
+        x[:51] *= 1e8 * torch.arange(1.0, 52.0)[:, None]  # more than 10 %
     if case == "near":
         x[0] = 50.0
+    if case == "group":
+        x[:3] += 1e4  # however rare
     if case == "needed":
         x[0] = 1e8
     if case == "constant":
         x[1:] = 0.0
     sample = sampling.Sample(x, torch.ones(500), 500)
-    assert sampling.without_stray_rows(sample, at_least=500 if case == "needed" else 2) is sample
+    kept = sampling.without_stray_rows(sample, at_least=500 if case == "needed" else 2)
+    assert len(kept.x) == 500
 
 
-def test_mean_variance_is_that_of_numpy():
+def test_variances_are_those_of_numpy_where_nothing_lies_far_away():
     rng = np.random.default_rng(0)
     x, weight = 1e4 + rng.normal(size=(50, 3)), rng.integers(1, 4, 50)
     sample = sampling.Sample(torch.as_tensor(x), torch.as_tensor(weight, dtype=torch.float64), 50)
-    assert sampling.mean_variance(sample) == pytest.approx(np.repeat(x, weight, axis=0).var(0).mean(), rel=1e-9)
+    np.testing.assert_allclose(sampling.variances(sample), np.repeat(x, weight, axis=0).var(0), rtol=1e-9)
+
+
+def test_variances_of_features_are_not_those_of_their_outliers():
+    """Saturated values count as ten times the usual distance, also where most of a feature is zero, in any units."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5000, 4)) * [1.0, 1.0, 1e6, 1e-6]
+    x[rng.random(5000) < 0.9, 1] = 0
+    clean = torch.as_tensor(x.var(0))
+    x[:100] = 65504 * np.array([1.0, 1.0, 1e6, 1e-6])
+    found = sampling.variances(sampling.Sample(torch.as_tensor(x), torch.ones(5000, dtype=torch.float64), 5000))
+    assert ((found / clean > 0.5) & (found / clean < 20)).all(), found / clean
+    constant = torch.full((50, 1), 7.0)
+    assert sampling.variances(sampling.Sample(constant, torch.ones(50), 50)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

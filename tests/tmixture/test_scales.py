@@ -71,11 +71,12 @@ def test_the_dense_form_survives_the_round_trip(structure):
     np.testing.assert_allclose(scale.dense(3, 4), model.scales, rtol=1e-12, atol=1e-12)
     half_log_det = np.linalg.slogdet(model.scales)[1] / 2
     np.testing.assert_allclose(scale.half_log_det(4).expand(3), half_log_det, rtol=1e-12)
-    trace = np.trace(model.scales, axis1=1, axis2=2)
-    np.testing.assert_allclose(scale.mean_variance(4).expand(3), trace / 4, rtol=1e-12)
-    unit = CLASSES[structure].isotropic(torch.full((3,), 4.0), 4)
+    variances, precisions = (np.diagonal(m, axis1=1, axis2=2) for m in (model.scales, np.linalg.inv(model.scales)))
+    np.testing.assert_allclose(scale.variances(4).expand(3, 4), variances, rtol=1e-12)
+    np.testing.assert_allclose(scale.precisions(4).expand(3, 4), precisions, rtol=1e-10)
+    unit = CLASSES[structure].diagonal(torch.full((3, 4), 4.0))
     np.testing.assert_allclose(unit.dense(3, 4), 4 * np.eye(4)[None].repeat(3, axis=0), atol=0.401)
-    np.testing.assert_allclose(unit.mean_variance(4).expand(3), 4, rtol=1e-6)  # in float32, as asked for
+    np.testing.assert_allclose(unit.variances(4).expand(3, 4), 4, rtol=1e-6)  # in float32, as asked for
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

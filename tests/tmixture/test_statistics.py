@@ -12,7 +12,7 @@ from tmixture.chunks import Chunk
 from . import naive
 from .helpers import STRUCTURES, from_model, of
 
-RULES = em.Rules("px", "component", (0.5, 200.0), 1e-9)
+RULES = em.Rules("px", "component", (0.5, 200.0), torch.full((1,), 1e-9, dtype=torch.float64))
 FIXED_DOF = replace(RULES, learn_dof=False)
 
 

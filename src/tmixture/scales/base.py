@@ -78,6 +78,9 @@ class Scale(ABC):
     constraints: ClassVar[dict[str, constraints.Constraint]]
     """Constraint of each tensor, by field name; used when the parameters are trained by gradients."""
 
+    correlates: ClassVar[bool] = True
+    """Whether features can go together, so that less of one may be left than float32 tells from nothing."""
+
     takes_rank: ClassVar[bool] = False
     """Whether it has a rank to be given."""
 
@@ -182,17 +185,21 @@ class Scale(ABC):
         """Number of free parameters, for information criteria."""
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
-        """The scales Σ_k = variance_k·I, from variances (K,); with loadings of the given rank where there are any."""
-        return cls.from_dense(torch.diag_embed(variance[:, None].expand(-1, n_features)), rank)
+    def diagonal(cls, variance: Tensor, rank: int = 0) -> Self:
+        """The scales closest to Σ_k = diag(variance_k), from variances (K, d); with loadings if there are any."""
+        return cls.from_dense(torch.diag_embed(variance), rank)
 
     def half_log_det(self, n_features: int) -> Tensor:
         """½·log|Σ_k| in the dtype of statistics, broadcastable to (K,)."""
         return -self._whitening(self._n_distinct, n_features).diagonal(dim1=1, dim2=2).log().sum(1)
 
-    def mean_variance(self, n_features: int) -> Tensor:
-        """trace(Σ_k)/d: broadcastable to (K,)."""
-        return self.dense(self._n_distinct, n_features).diagonal(dim1=1, dim2=2).mean(1)
+    def variances(self, n_features: int) -> Tensor:
+        """The diagonals of Σ_k: broadcastable to (K, d)."""
+        return self.dense(self._n_distinct, n_features).diagonal(dim1=1, dim2=2)
+
+    def precisions(self, n_features: int) -> Tensor:
+        """The diagonals of Σ_k⁻¹, in the dtype of statistics: broadcastable to (K, d)."""
+        return self._whitening(self._n_distinct, n_features).square().sum(1)
 
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         """Turn white noise (n, d) into noise with scale matrix Σ_component[i] in row i."""
@@ -257,20 +264,17 @@ class Scale(ABC):
         """
         return scatter
 
-    def estimate(
-        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
-    ) -> Self:
-        """The M-step: Σ_k = S_k / denominator_k + regularization_k·I, as new scales.
+    def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
+        """The M-step: Σ_k = (S_k + diag(added_k)) / denominator_k, as new scales.
 
         Args:
             scatter: the statistic about the new means, taken under these scales.
             mass: (K,), Σ_i weight_ik.
             denominator: (K,), what S is divided by.
-            regularization: (K,), added to the diagonal, in squared units of the data.
+            added: (K, d), to the diagonal of the scatter.
             n_features: d.
         """
-        matrices = scatter / denominator[:, None, None]
-        matrices.diagonal(dim1=1, dim2=2).add_(regularization[:, None])
+        matrices = (scatter + torch.diag_embed(added)) / denominator[:, None, None]
         return type(self).from_dense(matrices)
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:

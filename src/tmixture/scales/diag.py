@@ -25,6 +25,7 @@ class DiagonalScale(ExpandedScale):
     """(K, d): reciprocal standard deviations, W with Σ⁻¹ = W²."""
 
     covariance_type: ClassVar[str] = "diag"
+    correlates: ClassVar[bool] = False
     constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
 
     @staticmethod
@@ -46,6 +47,9 @@ class DiagonalScale(ExpandedScale):
     def half_log_det(self, n_features: int) -> Tensor:
         return -exact(self.whitening).log().sum(1)
 
+    def precisions(self, n_features: int) -> Tensor:
+        return exact(self.whitening).square()
+
     def dense(self, n_components: int, n_features: int) -> Tensor:
         return torch.diag_embed(self.whitening.square().reciprocal())
 
@@ -62,18 +66,15 @@ class DiagonalScale(ExpandedScale):
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         return scatter + (2 * first + mass[:, None] * delta) * delta
 
-    def estimate(
-        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
-    ) -> Self:
-        variance = (scatter / denominator[:, None]).clamp(min=0) + regularization[:, None]
-        return type(self)(variance.rsqrt())
+    def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
+        return type(self)((denominator[:, None] / (scatter.clamp(min=0) + added)).sqrt())
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return weights[:, None] / self.whitening.square()
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
-        return cls(variance.rsqrt()[:, None].repeat(1, n_features))
+    def diagonal(cls, variance: Tensor, rank: int = 0) -> Self:
+        return cls(variance.rsqrt())
 
     @classmethod
     def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
@@ -82,5 +83,5 @@ class DiagonalScale(ExpandedScale):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features
 
-    def mean_variance(self, n_features: int) -> Tensor:
-        return self.whitening.square().reciprocal().mean(1)
+    def variances(self, n_features: int) -> Tensor:
+        return self.whitening.square().reciprocal()

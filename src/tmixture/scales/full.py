@@ -45,6 +45,9 @@ class FullScale(Scale):
     def half_log_det(self, n_features: int) -> Tensor:
         return -exact(self.whitening.diagonal(dim1=1, dim2=2)).log().sum(1)
 
+    def precisions(self, n_features: int) -> Tensor:
+        return exact(self.whitening.square().sum(1))
+
     def dense(self, n_components: int, n_features: int) -> Tensor:
         factor = inverse_of(self.whitening)
         return factor @ factor.transpose(1, 2)
@@ -56,13 +59,9 @@ class FullScale(Scale):
             result[rows] = torch.linalg.solve_triangular(self.whitening[k], noise[rows].T, upper=False).T
         return result
 
-    def estimate(
-        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
-    ) -> Self:
+    def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
         def covariance(k: int) -> Tensor:
-            matrix = scatter[k] / denominator[k]
-            matrix.diagonal().add_(regularization[k])
-            return matrix
+            return (scatter[k] + added[k].diag()) / denominator[k]
 
         factors, failures = torch.empty_like(scatter), []
         for k in range(len(scatter)):
@@ -74,8 +73,8 @@ class FullScale(Scale):
         return type(self)(factors)
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
-        return cls(torch.diag_embed(variance.rsqrt()[:, None].expand(-1, n_features)))
+    def diagonal(cls, variance: Tensor, rank: int = 0) -> Self:
+        return cls(torch.diag_embed(variance.rsqrt()))
 
     @classmethod
     def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
@@ -84,9 +83,9 @@ class FullScale(Scale):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features * (n_features + 1) // 2
 
-    def mean_variance(self, n_features: int) -> Tensor:
-        # trace(Σ) = ‖W⁻¹‖²_F, one component at a time.
-        return torch.stack([inverse_of(w).square().sum() for w in self.whitening]) / n_features
+    def variances(self, n_features: int) -> Tensor:
+        # Of Σ = W⁻¹W⁻ᵀ, one component at a time.
+        return torch.stack([inverse_of(w).square().sum(1) for w in self.whitening])
 
 
 def _parts(d: int) -> list[tuple[int, int]]:

@@ -19,11 +19,11 @@ from tmixture.scales.base import Moments, Scale, Shares
 from tmixture.scales.diag import DiagonalScale
 from tmixture.scales.pairs import TILE_ROWS, pairs_of, tiles
 
-# Share of the variance that the loadings of `isotropic` explain: enough for the first M-steps to turn them.
+# Share of the variance that the loadings of `diagonal` explain: enough for the first M-steps to turn them.
 START_COMMUNALITY = 0.1
 # The factors leave a feature at least this share of its variance. Where they explain one wholly (a Heywood case), its
 # noise would fall to zero without an end.
-LEAST_NOISE = 1e-6
+LEAST_NOISE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,11 @@ class LowRankScale(Scale):
         explained = explained.square().unflatten(1, (q, K)).sum(1)
         return (self.noise.mahalanobis(features, means) - explained).clamp_(min=0)
 
+    def precisions(self, n_features: int) -> Tensor:
+        whitened, factor = self._whitened_loadings()
+        explained = torch.linalg.solve_triangular(factor, whitened.mT, upper=False).square().sum(1)
+        return exact(self.whitening).square() * (1 - explained).clamp(min=0)
+
     def cancellation(self) -> float:
         return float(self._whitened_loadings()[0].square().sum(2).mean(1).max())
 
@@ -170,37 +175,33 @@ class LowRankScale(Scale):
         standard[:, d:, 1:] = torch.diag_embed(mass[:, None].expand_as(mean))
         return standard
 
-    def estimate(
-        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
-    ) -> Self:
-        # The regularization adds rows whose factors are inferred under these scales.
+    def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
+        # What is added is squares of rows whose factors are inferred under these scales.
         projection, _ = self._posterior
-        added = regularization * denominator
-        squares = scatter[:, :n_features, 0] + added[:, None]
-        cross = scatter[:, :n_features, 1:] + added[:, None, None] * projection.mT
+        squares = scatter[:, :n_features, 0] + added
+        cross = scatter[:, :n_features, 1:] + added[:, :, None] * projection.mT
         mean = scatter[:, n_features:, 0] / mass[:, None]
         outer = scatter[:, n_features:, 1:] - scatter[:, n_features:, :1] * mean[:, None, :]
-        outer = outer + added[:, None, None] * (projection @ projection.mT)
+        outer = outer + (projection * added[:, None]) @ projection.mT
         loadings = cross @ _inverse_root(outer) / denominator.sqrt()[:, None, None]
         variance = squares / denominator[:, None]
-        noise = torch.maximum(variance - loadings.square().sum(2), LEAST_NOISE * variance)
+        least = torch.maximum(added / denominator[:, None], LEAST_NOISE * variance)
+        noise = torch.maximum(variance - loadings.square().sum(2), least)
         return type(self)(noise.rsqrt(), loadings)
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
-        variance = self.whitening.square().reciprocal() + self.loadings.square().sum(2)
-        of_x = torch.cat([variance[:, :, None], self.loadings], dim=2)
+        of_x = torch.cat([self.variances(n_features)[:, :, None], self.loadings], dim=2)
         q = self.loadings.shape[2]
         of_f = torch.eye(q, 1 + q, dtype=of_x.dtype, device=of_x.device).roll(1, 1).expand(len(of_x), q, 1 + q)
         return weights[:, None, None] * torch.cat([of_x, of_f], dim=1)
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 1) -> Self:
-        """Scales with variances variance_k and small correlations, which leave the saddle of the M-step at Λ = 0."""
+    def diagonal(cls, variance: Tensor, rank: int = 1) -> Self:
+        """Scales with these variances and small correlations, which leave the saddle of the M-step at Λ = 0."""
         generator = torch.Generator().manual_seed(0)
-        directions = torch.randn(n_features, rank, generator=generator, dtype=torch.float64).to(variance)
+        directions = torch.randn(variance.shape[1], rank, generator=generator, dtype=torch.float64).to(variance)
         directions = torch.nn.functional.normalize(directions, dim=1) * START_COMMUNALITY**0.5
-        noise = ((1 - START_COMMUNALITY) * variance)[:, None].repeat(1, n_features)
-        return cls(noise.rsqrt(), variance.sqrt()[:, None, None] * directions)
+        return cls(((1 - START_COMMUNALITY) * variance).rsqrt(), variance.sqrt()[:, :, None] * directions)
 
     @classmethod
     def from_dense(cls, matrices: Tensor, rank: int = 1) -> Self:
@@ -214,8 +215,8 @@ class LowRankScale(Scale):
         q = self.loadings.shape[2]
         return n_components * (n_features + n_features * q - q * (q - 1) // 2)
 
-    def mean_variance(self, n_features: int) -> Tensor:
-        return (self.whitening.square().reciprocal() + self.loadings.square().sum(2)).mean(1)
+    def variances(self, n_features: int) -> Tensor:
+        return self.whitening.square().reciprocal() + self.loadings.square().sum(2)
 
 
 def _factor_analysis(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ class SphericalScale(ExpandedScale):
     """(K,): reciprocal standard deviations."""
 
     covariance_type: ClassVar[str] = "spherical"
+    correlates: ClassVar[bool] = False
     constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
 
     @staticmethod
@@ -46,6 +47,9 @@ class SphericalScale(ExpandedScale):
     def half_log_det(self, n_features: int) -> Tensor:
         return -n_features * exact(self.whitening).log()
 
+    def precisions(self, n_features: int) -> Tensor:
+        return exact(self.whitening).square()[:, None]
+
     def dense(self, n_components: int, n_features: int) -> Tensor:
         variance = self.whitening.square().reciprocal()
         return torch.diag_embed(variance[:, None].expand(n_components, n_features))
@@ -63,18 +67,15 @@ class SphericalScale(ExpandedScale):
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
         return scatter + ((2 * first + mass[:, None] * delta) * delta).sum(1)
 
-    def estimate(
-        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
-    ) -> Self:
-        variance = (scatter / (denominator * n_features)).clamp(min=0) + regularization
-        return type(self)(variance.rsqrt())
+    def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
+        return type(self)((denominator * n_features / (scatter.clamp(min=0) + added.sum(1))).sqrt())
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return n_features * weights / self.whitening.square()
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
-        return cls(variance.rsqrt())
+    def diagonal(cls, variance: Tensor, rank: int = 0) -> Self:
+        return cls(variance.mean(1).rsqrt())
 
     @classmethod
     def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
@@ -83,5 +84,5 @@ class SphericalScale(ExpandedScale):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components
 
-    def mean_variance(self, n_features: int) -> Tensor:
-        return self.whitening.square().reciprocal()
+    def variances(self, n_features: int) -> Tensor:
+        return self.whitening.square().reciprocal()[:, None]

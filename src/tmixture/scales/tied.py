@@ -36,6 +36,9 @@ class TiedScale(Scale):
     def half_log_det(self, n_features: int) -> Tensor:
         return -exact(self.whitening.diagonal()).log().sum()
 
+    def precisions(self, n_features: int) -> Tensor:
+        return exact(self.whitening.square().sum(0))[None]
+
     def dense(self, n_components: int, n_features: int) -> Tensor:
         factor = inverse_of(self.whitening)
         return (factor @ factor.T).expand(n_components, n_features, n_features)
@@ -57,19 +60,16 @@ class TiedScale(Scale):
         cross = first.T @ delta
         return scatter + cross + cross.T + (mass[:, None] * delta).T @ delta
 
-    def estimate(
-        self, scatter: Tensor, mass: Tensor, denominator: Tensor, regularization: Tensor, n_features: int
-    ) -> Self:
-        covariance = scatter / denominator.sum()
-        covariance.diagonal().add_(regularization @ denominator / denominator.sum())
+    def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
+        covariance = (scatter + added.sum(0).diag()) / denominator.sum()
         return type(self)(whitening_of(covariance, "the mixture"))
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return weights.sum() * self.dense(1, n_features)[0]
 
     @classmethod
-    def isotropic(cls, variance: Tensor, n_features: int, rank: int = 0) -> Self:
-        return cls(torch.diag_embed(variance.mean().rsqrt().expand(n_features)))
+    def diagonal(cls, variance: Tensor, rank: int = 0) -> Self:
+        return cls(torch.diag_embed(variance.mean(0).rsqrt()))
 
     @classmethod
     def from_dense(cls, matrices: Tensor, rank: int = 0) -> Self:
@@ -78,5 +78,5 @@ class TiedScale(Scale):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_features * (n_features + 1) // 2
 
-    def mean_variance(self, n_features: int) -> Tensor:
-        return inverse_of(self.whitening).square().sum() / n_features
+    def variances(self, n_features: int) -> Tensor:
+        return inverse_of(self.whitening).square().sum(1)[None]
