@@ -10,6 +10,11 @@ CLOSED_FORM = ["diag", "full", "spherical", "tied"]  # those that `naive` maximi
 LEARN_DOF = [False, "shared", "component"]
 
 
+def in_turn(first, *others):
+    """Each value of the first beside values of the others in turn: pairs are covered where products cost minutes."""
+    return [(value, *(other[i % len(other)] for other in others)) for i, value in enumerate(first)]
+
+
 def of(structure, rank=1):
     """The arguments that choose a structure, with the smallest rank where it takes one."""
     return {"covariance_type": structure, **({"rank": rank} if scales.STRUCTURES[structure].takes_rank else {})}

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from tmixture import PowerDecay, StudentTMixture
 
-from .helpers import CLOSED_FORM, STRUCTURES, assert_same_parameters, of
+from .helpers import CLOSED_FORM, STRUCTURES, assert_same_parameters, in_turn, of
 
 INF = float("inf")
 every_structure = pytest.mark.parametrize("structure", STRUCTURES)
@@ -244,8 +244,7 @@ def call_every_learner(data, message, *arguments):
             assert mixture.history_ == history
 
 
-@pytest.mark.parametrize("bad", [math.nan, INF, -INF, 1e30])
-@pytest.mark.parametrize("row", [0, 123, 199])
+@pytest.mark.parametrize(("bad", "row"), in_turn([math.nan, INF, -INF, 1e30], [0, 123, 199]))
 def test_values_that_are_not_finite_are_named(bad, row, tmp_path):
     x = rows()
     x[row, 1] = bad

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from tmixture import StudentTMixture, scales
 
-from .helpers import STRUCTURES, of
+from .helpers import STRUCTURES, in_turn, of
 
 INF = float("inf")
 DOFS = {"four": 4.0, "gaussian": INF, "mixed": [1.0, INF, 7.5]}
@@ -25,9 +25,9 @@ def fit(structure, dof=4.0, d=2, dtype=torch.float64, **settings):
     return mixture.fit(rows(200, d, dtype=dtype))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("dof", DOFS)
-@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize(
+    ("structure", "dof", "query"), in_turn([s for s in STRUCTURES for _ in DOFS], list(DOFS), list(QUERIES))
+)
 def test_gradients_in_the_data(structure, dof, query):
     mixture = fit(structure, DOFS[dof])
     assert gradcheck(getattr(mixture, query), rows(5, seed=1).requires_grad_())
@@ -138,6 +138,7 @@ def test_gradients_are_finite_far_from_everything_and_on_a_mean():
         assert x.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_forward_compiles_into_one_graph(structure):
     mixture = fit(structure, DOFS["mixed"], dtype=torch.float32)
@@ -155,9 +156,9 @@ def test_forward_compiles_into_one_graph(structure):
     torch.testing.assert_close(compiled(x.detach()), mixture(x.detach()))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("query", QUERIES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("query", "structure", "dtype"), in_turn([*QUERIES, *QUERIES], STRUCTURES, [torch.bfloat16, torch.float16])
+)
 def test_half_precision_input_is_computed_with_in_float32(structure, query, dtype):
     mixture = fit(structure, d=16, dtype=torch.float32)
     x = rows(50, 16, seed=1).to(dtype)

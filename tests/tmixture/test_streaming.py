@@ -9,7 +9,7 @@ import torch
 
 from tmixture import PowerDecay, StudentTMixture
 
-from .helpers import CLOSED_FORM, STRUCTURES, of
+from .helpers import CLOSED_FORM, STRUCTURES, in_turn, of
 
 
 def clusters(n, K, d, dof=10.0, distance=10.0, alike=False, seed=0, dtype=torch.float32):
@@ -58,9 +58,10 @@ def assert_same_state(one, other):
 # ---------------------------------------------------------------- where a stream ends
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("dof", [4.0, math.inf])
-@pytest.mark.parametrize("order", ["shuffled", "sorted"])
+@pytest.mark.parametrize(
+    ("structure", "dof", "order"),
+    in_turn([*STRUCTURES, "full", "diag"], [4.0, math.inf, math.inf], ["shuffled", "sorted"]),
+)
 def test_small_batches_end_where_full_batch_em_does(structure, dof, order):
     x, labels, centres = clusters(1000, K=3, d=2, alike=structure == "tied")
     settings = dict(**of(structure), dof=dof, init=centres)
@@ -83,7 +84,7 @@ def test_small_batches_end_where_full_batch_em_does(structure, dof, order):
 @pytest.mark.parametrize("order", ["shuffled", "sorted"])
 def test_batches_smaller_than_the_number_of_components(order):
     # With heavy tails a component that waits in a sorted stream may take the outliers of other clusters for its own.
-    x, labels, centres = clusters(4000, K=40, d=64, distance=12.0, dof=math.inf if order == "sorted" else 10.0)
+    x, labels, centres = clusters(2000, K=40, d=64, distance=12.0, dof=math.inf if order == "sorted" else 10.0)
     settings = dict(init=centres)
     full = StudentTMixture(40, 64, **settings).fit(x)
     streamed = stream(
@@ -101,7 +102,7 @@ def test_batches_smaller_than_the_number_of_components(order):
 
 @pytest.mark.parametrize("learn_dof", ["shared", "component"])
 def test_the_degrees_of_freedom_are_learned_too(learn_dof):
-    x, _, centres = clusters(6000, K=2, d=4, dof=3.0, distance=20.0)
+    x, _, centres = clusters(3000, K=2, d=4, dof=3.0, distance=20.0)
     settings = dict(init=centres, learn_dof=learn_dof, dof=20.0)
     full = StudentTMixture(2, 4, **settings).fit(x)
     assert full.dof.mean().item() == pytest.approx(3, rel=0.15)
@@ -110,9 +111,9 @@ def test_the_degrees_of_freedom_are_learned_too(learn_dof):
 
 
 def test_one_component_has_no_bias_however_small_the_batches():
-    x = 3 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)) + 50
+    x = 3 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) + 50
     full = StudentTMixture(1, 2, dof=math.inf).fit(x)
-    for batch_size in (1, 4, 10, 50):
+    for batch_size in (1, 10):
         mixture = StudentTMixture(1, 2, dof=math.inf, step_size=PowerDecay(1.0, 0.0))
         stream(mixture, x, batch_size=batch_size, epochs=1)
         torch.testing.assert_close(mixture.scales, full.scales, rtol=1e-4, atol=1e-4)
@@ -253,10 +254,9 @@ def test_rows_of_weight_zero_are_not_there(seen):
 
 
 @pytest.mark.parametrize(
-    ("structure", "how"),
-    [("full", "save"), ("tied", "state_dict"), ("diag", "save"), ("diag", "state_dict"), ("spherical", "state_dict")],
+    ("at", "structure", "how"),
+    in_turn([0, 1, 2, 5, 18, 18, 18], ["diag", "full", "tied", "spherical", "lowrank"], ["save", "state_dict"]),
 )
-@pytest.mark.parametrize("at", [0, 1, 2, 5, 18])
 def test_resuming_is_exact_at_any_time(structure, how, at, tmp_path):
     """Batches of 2 rows for 3 components: after 1 not fitted, after 2 warming up, from 15 on streaming."""
     x, _, _ = clusters(40, K=3, d=2)
@@ -340,15 +340,14 @@ def test_a_component_that_died_is_started_anew():
     assert mixture.score(x) == pytest.approx(two.score(x), abs=0.1)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("dof", [4.0, math.inf])
+@pytest.mark.parametrize(("structure", "dof"), in_turn(STRUCTURES, [4.0, math.inf]))
 @pytest.mark.filterwarnings("ignore:the scale matrix:RuntimeWarning")
 def test_degenerate_streams_stay_finite(structure, dof):
     settings = dict(**of(structure), dof=dof, generator=0)
     streams = {
-        "constant": [torch.ones(7, 3)] * 12,
-        "zeros": [torch.zeros(7, 3)] * 12,
-        "two points": [torch.tensor([[0.0] * 3, [1.0] * 3])] * 40,
+        "constant": [torch.ones(7, 3)] * 7,
+        "zeros": [torch.zeros(7, 3)] * 7,
+        "two points": [torch.tensor([[0.0] * 3, [1.0] * 3])] * 25,
         "one row at a time": list(torch.randn(80, 3, generator=torch.Generator().manual_seed(0)).split(1)),
         "outlier": [torch.randn(10, 3, generator=torch.Generator().manual_seed(0))] * 5
         + [torch.full((10, 3), 1e8)] * 2,

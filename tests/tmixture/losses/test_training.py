@@ -18,6 +18,7 @@ def prepared(seed):
     return data, encoder, data.draw(3000)
 
 
+@pytest.mark.slow
 def test_an_encoder_trained_with_the_loss_is_better_for_rare_classes_than_one_without():
     gains = []
     for seed in SEEDS:
