@@ -32,7 +32,6 @@ from cxr.contact_sheet import contact_sheet
 from cxr.cxr_lt import Cohort, Views, rare_findings, read_cohort
 from cxr.evaluation import evaluate
 from cxr.images import ImageStore, decode_images, normalize
-from cxr.losses import Duplicates
 from cxr.report import write_report
 from cxr.reports import excerpts, in_turn
 from cxr.results import Result, describe, load_results
@@ -40,6 +39,7 @@ from cxr.splits import Split, holdout, k_fold
 from cxr.texts import encode_captions, tokenize, vocabulary
 from cxr.training import Data, Schedule, Trainer, step_cost
 from cxr.zeroshot import PROMPTS, encode_classes, encode_images, zero_shot_probabilities
+from tmixture.losses.contrastive import Duplicates
 
 
 @dataclass(frozen=True)

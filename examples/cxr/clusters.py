@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from cxr.arms import Arm
 from tmixture import StudentTMixture
-from tmixture.losses import ClusterTripletLoss, ClusterWeights, EmbeddingMemory, ReleasedClusterLoss, inverse
+from tmixture.losses import ClusterTripletLoss, ClusterWeights, ReleasedClusterLoss, inverse
 
 # A sample of a rare cluster, or an outlier, counts at most so many times as much as the median sample.
 WEIGHT_LIMIT = 5.0
@@ -44,9 +44,10 @@ class ClusterStage(nn.Module):
         width = 2 * embedding_size if arm.features == "joint" else embedding_size
         mixture = StudentTMixture(n_components, width, dof=dof, step_size=DRIFT_RATE, generator=seed)
         self.metric = ClusterTripletLoss(mixture, margin=arm.margin, refit="external")
-        self.weights = ClusterWeights(mixture, mass=inverse(arm.mass_exponent), outlier=True, limit=WEIGHT_LIMIT)
+        self.weights = ClusterWeights(
+            mixture, mass=inverse(arm.mass_exponent), outlier=True, limit=WEIGHT_LIMIT, recent=RECENT_ROWS
+        )
         self.released = ReleasedClusterLoss(seed=seed)
-        self.recent = EmbeddingMemory(RECENT_ROWS)
 
     @property
     def mixture(self) -> StudentTMixture:
@@ -60,7 +61,7 @@ class ClusterStage(nn.Module):
             return ones, self.released(images, texts)
         features = self.features(images, texts).detach()
         self.mixture.partial_fit(features)
-        weights = self._recent_weights(features) if self.arm.cluster_weights else ones
+        weights = self.weights(features) if self.arm.cluster_weights else ones
         if self.arm.shuffle_weights:
             weights = weights[torch.randperm(len(weights))]
         if not self.arm.metric_weight:
@@ -81,12 +82,6 @@ class ClusterStage(nn.Module):
         """Fit the mixture to embeddings (n, d) of the training part."""
         if not self.arm.released:
             self.metric.end_epoch(self.features(images, texts))
-
-    def _recent_weights(self, features: Tensor) -> Tensor:
-        """Weights (B,) of the rows of a batch (B, m), with a mean of one over the latest rows."""
-        self.recent.push(features)
-        assert self.recent.embeddings is not None
-        return self.weights.calibrate(self.recent.embeddings)(features)
 
     @property
     def statistics(self) -> dict[str, float]:

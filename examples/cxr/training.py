@@ -20,10 +20,10 @@ from cxr.arms import Arm
 from cxr.clip import ClipModel
 from cxr.clusters import ClusterStage
 from cxr.images import ImageStore, augment, normalize
-from cxr.losses import Duplicates, contrastive_loss
 from cxr.splits import Split
 from cxr.texts import Texts, encode_captions
-from tmixture.losses import LabelWeights
+from tmixture.losses import ContrastiveLoss, LabelWeights
+from tmixture.losses.contrastive import Duplicates
 
 CHECKPOINT_SECONDS = 300.0
 
@@ -50,7 +50,7 @@ class Schedule:
         weight_decay: of AdamW.
         patience: in epochs.
         augment: whether the images are turned, shifted and scaled a little, see `cxr.images.augment`.
-        duplicates: what an identical caption elsewhere in the batch counts as, see `cxr.losses`; the same in all arms.
+        duplicates: what an identical caption elsewhere in the batch counts as, in all arms; see `ContrastiveLoss`.
         seed: of the order of the images.
     """
 
@@ -94,6 +94,7 @@ class Trainer:
         self.model, self.data, self.split, self.arm, self.schedule = model, data, split, arm, schedule
         self.stage = stage
         self.folder = folder
+        self.contrastive = ContrastiveLoss(schedule.duplicates)
         self.label_weights = LabelWeights(data.labels[split.train].astype(np.uint8)) if arm.label_weights else None
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
@@ -169,14 +170,8 @@ class Trainer:
         if self.stage is not None:
             cluster_weights, metric = self.stage(images, texts)
             weights = weights * cluster_weights
-        contrastive = contrastive_loss(
-            images,
-            texts,
-            self.model.logit_scale,
-            caption_ids=caption_ids,
-            duplicates=self.schedule.duplicates,
-            labels=labels.to(device),
-            weights=weights,
+        contrastive = self.contrastive(
+            images, texts, self.model.logit_scale, caption_ids=caption_ids, labels=labels.to(device), weights=weights
         )
         return contrastive, metric
 
@@ -200,8 +195,7 @@ class Trainer:
             images = self.model.encode_image(self._pixels(part))
             texts, caption_ids = encode_captions(self.model, self.data.texts, part)
             labels = torch.from_numpy(self.data.labels[part.numpy()]).to(device)
-            scale, duplicates = self.model.logit_scale, self.schedule.duplicates
-            loss = contrastive_loss(images, texts, scale, caption_ids=caption_ids, duplicates=duplicates, labels=labels)
+            loss = self.contrastive(images, texts, self.model.logit_scale, caption_ids=caption_ids, labels=labels)
             total += float(loss) * len(part)
         return total / len(rows)
 

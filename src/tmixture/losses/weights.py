@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tmixture import StudentTMixture
+from tmixture.losses.memory import EmbeddingMemory
 
 Frequency = Callable[[Tensor], Tensor]
 """Turns numbers of samples per cluster or class into weights, of the same shape, up to a factor."""
@@ -61,7 +62,7 @@ FREQUENCIES: dict[str, Callable[[], Frequency]] = {
 INVERSE_ROOT = inverse(0.5)
 
 
-class ClusterWeights:
+class ClusterWeights(nn.Module):
     """Weights of samples from the clusters of a mixture, with mean one: the product of up to three factors.
 
     No labels are needed. The factors of a sample with assigned component k and responsibility r are
@@ -71,16 +72,18 @@ class ClusterWeights:
     - `confidence`: r itself, or 1 and 0 for r above and below a threshold.
 
     Args:
-        mixture: fitted, or to be fitted; until then all weights are one.
+        mixture: fitted, or to be fitted; until then all weights are one. It is no part of this module.
         mass: "inverse", "inverse_log", "effective_number", a function such as `inverse(0.5)`, or None.
         outlier: whether to divide by u.
         confidence: whether to multiply by r; a number is a threshold.
         limit: how many times larger or smaller than their median the first two factors may be together, at most; None
             for any number. A stray row far from everything would else outweigh a whole batch.
+        recent: number of the latest rows over which the mean is one, while training: a batch of heavy samples moves a
+            model more than one of light samples, and the features may move. None: over each batch.
 
     Attributes:
         calibration: (2,) the median of the first two factors and the mean of the weights over the rows of `calibrate`,
-            or None.
+            NaN before; buffer.
 
     Examples:
         >>> mixture = StudentTMixture(3, 2, generator=0).fit(torch.randn(100, 2))
@@ -88,6 +91,8 @@ class ClusterWeights:
         >>> weights(torch.randn(32, 2)).mean()
         tensor(1.)
     """
+
+    calibration: Tensor
 
     def __init__(
         self,
@@ -97,38 +102,54 @@ class ClusterWeights:
         outlier: bool = True,
         confidence: bool | float = False,
         limit: float | None = None,
+        recent: int | None = None,
     ) -> None:
+        super().__init__()
         if limit is not None and not limit > 1:
             raise ValueError(f"limit must be larger than 1, or None, got {limit}")
-        self.mixture = mixture
+        self._mixture = [mixture]  # in a list, so that it is no submodule: the loss around has it
         self.mass = None if mass is None else _frequency(mass, "mass")
         self.outlier = outlier
         self.confidence = confidence
         self.limit = limit
-        self.calibration: Tensor | None = None
+        self.recent = None if recent is None else EmbeddingMemory(recent)
+        self.register_buffer("calibration", torch.full((2,), float("nan")))
+
+    @property
+    def mixture(self) -> StudentTMixture:
+        """The mixture whose clusters they come from."""
+        return self._mixture[0]
 
     def __repr__(self) -> str:
         mass = None if self.mass is None else _frequency_name(self.mass)
         limit = "" if self.limit is None else f", limit={self.limit}"
-        return f"ClusterWeights(mass={mass}, outlier={self.outlier}, confidence={self.confidence}{limit})"
+        recent = "" if self.recent is None else f", recent={self.recent.size}"
+        return f"ClusterWeights(mass={mass}, outlier={self.outlier}, confidence={self.confidence}{limit}{recent})"
 
     def under(self, mixture: StudentTMixture) -> ClusterWeights:
-        """The same weights from another mixture."""
+        """These weights, or the same from another mixture, with a mean of one over each batch."""
+        if mixture is self.mixture:
+            return self
         return ClusterWeights(
             mixture, mass=self.mass, outlier=self.outlier, confidence=self.confidence, limit=self.limit
         )
 
     @torch.no_grad()
-    def __call__(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Weights (n,) of rows (n, d) as the mixture takes them; their mean is one over the rows given together.
 
-        For a mean of one over a data set, give all of it, or `calibrate` on it before giving batches. If no row is
-        above a threshold, all weights are zero.
+        For a mean of one over more than that, there are `recent` and `calibrate`. If no row is above a threshold, all
+        weights are zero.
         """
         if not bool(self.mixture.fitted):
             return torch.ones(len(features), device=features.device)
+        if self.recent is not None and self.training:
+            self.recent.push(features)
+            assert self.recent.embeddings is not None
+            self.calibrate(self.recent.embeddings)
         emphasis, trust = self._factors(features)
-        median, mean = self._measure(emphasis, trust) if self.calibration is None else self.calibration.to(emphasis)
+        calibrated = not bool(self.calibration.isnan().any())
+        median, mean = self.calibration.to(emphasis) if calibrated else self._measure(emphasis, trust)
         return self._limited(emphasis, median) * trust / torch.where(mean > 0, mean, 1.0)
 
     @torch.no_grad()
@@ -136,10 +157,13 @@ class ClusterWeights:
         """From now on give weights relative to these rows (n, d), over which their mean is one; returns itself.
 
         So a batch of heavy samples moves a model more than one of light samples. To be repeated when the mixture or the
-        features have changed, as once in an epoch.
+        features have changed, as once in an epoch; `recent` does it by itself.
+
+        Raises:
+            RuntimeError: the mixture is not fitted yet.
         """
-        if bool(self.mixture.fitted):
-            self.calibration = self._measure(*self._factors(features))
+        self.mixture.require_fitted()
+        self.calibration = self._measure(*self._factors(features)).to(self.calibration)
         return self
 
     def _factors(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Sample weights against their formulas."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -87,7 +89,33 @@ def test_calibrated_weights_do_not_depend_on_the_batch(mixture, x, limit):
     assert not torch.allclose(batches, whole, rtol=1e-2)
     assert weights.calibrate(x) is weights
     torch.testing.assert_close(torch.cat([weights(batch) for batch in x.split(7)]), whole)
-    assert weights.under(mixture).calibration is None  # another mixture, another scale
+    assert weights.under(mixture) is weights
+    assert weights.under(copy.deepcopy(mixture)).calibration.isnan().all()  # another mixture, another scale
+    fresh = ClusterWeights(mixture, mass=inverse(0.5), limit=limit)
+    fresh.load_state_dict(weights.state_dict())
+    torch.testing.assert_close(fresh(x[:7]), whole[:7])
+    # A loss takes them as they are.
+    loss = ClusterTripletLoss(mixture, refit="external", weights=weights, normalize=False)
+    torch.testing.assert_close(loss.cluster_weights(x[:7]), whole[:7])
+
+
+def test_recent_weights_have_a_mean_of_one_over_the_latest_rows(mixture, x):
+    """A batch of heavy rows weighs more than one; the memory is in the state, and does not move while evaluating."""
+    weights = ClusterWeights(mixture, mass=inverse(0.5), recent=50)
+    order = ClusterWeights(mixture, mass=inverse(0.5))(x).argsort()
+    batches = x[order][-60:].split(10)
+    for batch in batches:
+        given = weights(batch)
+    latest = x[order][-50:]
+    expected = ClusterWeights(mixture, mass=inverse(0.5)).calibrate(latest)(batch)
+    torch.testing.assert_close(given, expected)
+    assert given.mean() > 1.1
+    weights.eval()
+    weights(x[:20])
+    torch.testing.assert_close(weights(batch), expected)
+    fresh = ClusterWeights(mixture, mass=inverse(0.5), recent=50)
+    fresh.load_state_dict(weights.state_dict())
+    torch.testing.assert_close(fresh.train()(batches[0]), weights.train()(batches[0]))
 
 
 @pytest.mark.parametrize("limit", [1.0, 0.5, -1.0, float("nan")])
@@ -97,8 +125,9 @@ def test_a_limit_that_is_none_is_refused(mixture, limit):
 
 
 def test_an_unfitted_mixture_calibrates_nothing(x):
-    weights = ClusterWeights(StudentTMixture(3, 6), limit=5).calibrate(x)
-    assert weights.calibration is None
+    weights = ClusterWeights(StudentTMixture(3, 6), limit=5)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        weights.calibrate(x)
     assert weights(x).equal(torch.ones(len(x)))
     assert len(weights(x[:0])) == 0
 

@@ -1,13 +1,20 @@
+"""CLIP's loss with weights and identical captions: cross-entropy as torch has it, naive loops, finite differences."""
+
 import math
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from cxr.losses import contrastive_loss, contrastive_targets, jaccard
+from tmixture.losses import ContrastiveLoss
+from tmixture.losses.contrastive import contrastive_targets, jaccard
 
 B, D = 7, 5
 SCALE = torch.tensor(9.0, dtype=torch.float64)
+
+
+def contrastive_loss(*embeddings, duplicates="share", **given):
+    return ContrastiveLoss(duplicates)(*embeddings, **given)
 
 
 @pytest.fixture
@@ -40,6 +47,7 @@ def test_distinct_captions_give_clips_loss_under_every_rule(pairs):
     for duplicates in ("ignore", "share", "labels"):
         loss = contrastive_loss(images, texts, SCALE, caption_ids=torch.arange(B), duplicates=duplicates, labels=labels)
         torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(contrastive_loss(images, texts, SCALE), expected)
 
 
 @pytest.mark.parametrize("duplicates", ["ignore", "share", "labels"])
@@ -147,11 +155,11 @@ def test_half_precision_and_autocast_give_the_float32_loss(pairs):
 def test_bad_input_is_named(pairs):
     images, texts = pairs
     ids = torch.arange(B)
-    with pytest.raises(ValueError, match="weights: 3 rows given for 7"):
+    with pytest.raises(ValueError, match="weights has 3 rows, but there are 7 images"):
         contrastive_loss(images, texts, SCALE, caption_ids=ids, weights=torch.ones(3))
-    with pytest.raises(ValueError, match="text_embeddings: 6 rows"):
+    with pytest.raises(ValueError, match="text_embeddings has 6 rows, but there are 7"):
         contrastive_loss(images, texts[1:], SCALE, caption_ids=ids)
-    with pytest.raises(ValueError, match="labels: none given"):
+    with pytest.raises(ValueError, match="labels must be given"):
         contrastive_targets(ids, "labels")
-    with pytest.raises(ValueError, match="duplicates: 'drop' given, one of ignore, share, labels"):
-        contrastive_targets(ids, "drop")
+    with pytest.raises(ValueError, match="duplicates must be one of 'ignore', 'share', 'labels', got 'drop'"):
+        ContrastiveLoss("drop")
