@@ -23,22 +23,22 @@ import pandas as pd
 import torch
 import tyro
 
-from cxr.arms import ABLATION, ARMS, MAIN, VARIANTS, Arm
-from cxr.captions import PAPER, captions
 from cxr.clip import ClipModel, load_clip
-from cxr.clusters import ClusterStage
-from cxr.cohort import simulate_cohort
-from cxr.contact_sheet import contact_sheet
-from cxr.cxr_lt import Cohort, Views, rare_findings, read_cohort
-from cxr.evaluation import evaluate
-from cxr.images import ImageStore, decode_images, normalize
-from cxr.report import write_report
-from cxr.reports import excerpts, in_turn
-from cxr.results import Result, describe, load_results
-from cxr.splits import Split, holdout, k_fold
-from cxr.texts import encode_captions, tokenize, vocabulary
-from cxr.training import Data, Schedule, Trainer, step_cost
-from cxr.zeroshot import PROMPTS, encode_classes, encode_images, zero_shot_probabilities
+from cxr.clip.zero_shot import PROMPTS, encode_classes, encode_images, zero_shot_probabilities
+from cxr.data.captions import PAPER, captions
+from cxr.data.cohort import Cohort, Views, rare_findings, read_cohort
+from cxr.data.images import ImageStore, decode_images, normalize
+from cxr.data.splits import Split, holdout, k_fold
+from cxr.data.texts import encode_captions, tokenize, vocabulary
+from cxr.reporting.contact_sheet import contact_sheet
+from cxr.reporting.evaluation import evaluate
+from cxr.reporting.page import write_report
+from cxr.reporting.results import Result, describe, load_results
+from cxr.simulation.dictation import excerpts, in_turn
+from cxr.simulation.writing import simulate_cohort
+from cxr.training.arms import ABLATION, ARMS, MAIN, VARIANTS, Arm
+from cxr.training.cluster_stage import ClusterStage
+from cxr.training.trainer import Data, Schedule, Trainer, step_cost
 from tmixture.losses.contrastive import Duplicates
 
 
@@ -69,7 +69,7 @@ class Config:
     """What an identical or similar caption elsewhere in the batch counts as, in all arms."""
 
     arms: tuple[str, ...] = tuple(MAIN)
-    """Names of arms; examples/cxr/arms.py says what each of them is."""
+    """Names of arms; examples/cxr/training/arms.py says what each of them is."""
     ablation: bool = False
     """Add the variants, the controls and the ablations over dof, batch size and number of components."""
     epochs: int = 5

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cxr.captions import PAPER, RELEASED, CaptionStyle, captions
+from cxr.data.captions import PAPER, RELEASED, CaptionStyle, captions
 
 NAMES = ("Adenopathy", "Pleural Effusion", "Round(ed) Atelectasis")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cxr.arms import ARMS
-from cxr.clusters import RECENT_ROWS, WEIGHT_LIMIT, ClusterStage
+from cxr.training.arms import ARMS
+from cxr.training.cluster_stage import RECENT_ROWS, WEIGHT_LIMIT, ClusterStage
 
 
 class MovingEmbeddings:

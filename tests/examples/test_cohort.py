@@ -14,12 +14,22 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr.anatomy import LEFT, RIGHT, posed, sample_anatomy, sample_view
-from cxr.cohort import simulate_cohort
-from cxr.contact_sheet import contact_sheet
-from cxr.findings import PAINT, RESHAPE, SIDEDNESS, draw_case, render_chest
-from cxr.labels import CAUSES, CHRONIC, COUNTS, HEAD, LABELS, ROWS, LabelModel, prevalences, sample_position
-from cxr.reports import MENTIONED, WORDING, write_report
+from cxr.reporting.contact_sheet import contact_sheet
+from cxr.simulation.anatomy import LEFT, RIGHT, posed, sample_anatomy, sample_view
+from cxr.simulation.dictation import MENTIONED, WORDING, write_report
+from cxr.simulation.findings import PAINT, RESHAPE, SIDEDNESS, draw_case, render_chest
+from cxr.simulation.prevalence import (
+    CAUSES,
+    CHRONIC,
+    COUNTS,
+    HEAD,
+    LABELS,
+    ROWS,
+    LabelModel,
+    prevalences,
+    sample_position,
+)
+from cxr.simulation.writing import simulate_cohort
 
 SHARED_COLUMNS = ["dicom_id", "subject_id", "study_id", "ViewPosition", "ViewCodeSequence_CodeMeaning", "fpath"]
 
@@ -281,7 +291,7 @@ def test_settings_out_of_range_name_the_argument_and_write_nothing(tmp_path: Pat
 def test_a_killed_run_leaves_nothing_that_is_trusted(tmp_path: Path):
     root = tmp_path / "cohort"
     code = (
-        "from pathlib import Path; from cxr.cohort import simulate_cohort;"
+        "from pathlib import Path; from cxr.simulation.writing import simulate_cohort;"
         f"simulate_cohort(Path({str(root)!r}), n_images=100_000, image_size=16, workers=1, progress=False)"
     )
     examples = str(Path(__file__).parents[2] / "examples")

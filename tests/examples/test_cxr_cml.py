@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import cxr_cml
-from cxr.arms import ARMS
-from cxr.results import Result, load_results
+from cxr.reporting.results import Result, load_results
+from cxr.training.arms import ARMS
 
 TINY = cxr_cml.Config(
     simulated_images=240,
@@ -99,7 +99,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been_killed(output, tmp_path, m
     whole = started("whole")
     whole.run("whole")
 
-    monkeypatch.setattr("cxr.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("cxr.training.trainer.CHECKPOINT_SECONDS", 0.0)
     killed = started("killed")
     losses = killed.losses
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr.cxr_lt import RARE_FINDINGS, rare_findings, read_cohort
+from cxr.data.cohort import RARE_FINDINGS, rare_findings, read_cohort
 
 FINDINGS = ["Edema", "Fibrosis", "Mass"]
 

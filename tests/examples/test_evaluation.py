@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cxr.evaluation import evaluate, pooled
-from cxr.results import Result
-from cxr.statistics import Interval, MacroBootstrap, class_auc, delong_test
+from cxr.reporting.evaluation import evaluate, pooled
+from cxr.reporting.results import Result
+from cxr.reporting.statistics import Interval, MacroBootstrap, class_auc, delong_test
 
 NAMES = ["common", "usual", "rare one", "rare two"]
 RARE = {"rare one", "rare two"}

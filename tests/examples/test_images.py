@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cxr import images as module
-from cxr.images import ChestXrays, augment, decode, decode_images, find_images, normalize
+from cxr.data import images as module
+from cxr.data.images import ChestXrays, augment, decode, decode_images, find_images, normalize
 
 
 def xray(rng, width=60, height=40, detail=4):
@@ -218,7 +218,7 @@ def test_a_killed_run_goes_on(root, table, tmp_path, decoded):
     table.to_csv(tmp_path / "table.csv")
     script = f"""
 import time, pandas as pd
-from cxr import images
+from cxr.data import images
 decode = images.decode
 images.CHUNK, images.decode = 1, lambda path, size: (time.sleep(0.1), decode(path, size))[1]
 images.decode_images(pd.read_csv({str(tmp_path / "table.csv")!r}), {str(root)!r}, {str(tmp_path / "cache")!r}, size=32)

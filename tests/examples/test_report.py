@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr.arms import ABLATION, MAIN, VARIANTS
-from cxr.evaluation import evaluate
-from cxr.figures import FINDING_GROUPS, NEIGHBOURS, ablation_points, enrichment_map, image_groups, neighbour_agreement
-from cxr.report import points, reading, span, write_report
-from cxr.results import Result
+from cxr.reporting.evaluation import evaluate
+from cxr.reporting.figures import (
+    FINDING_GROUPS,
+    NEIGHBOURS,
+    ablation_points,
+    enrichment_map,
+    image_groups,
+    neighbour_agreement,
+)
+from cxr.reporting.page import points, reading, span, write_report
+from cxr.reporting.results import Result
+from cxr.training.arms import ABLATION, MAIN, VARIANTS
 
 NAMES = ["Pleural Effusion", "Normal", "Fibrosis", "Support Devices", "Kyphosis", "gout"]
 RARE = {"Fibrosis", "Kyphosis"}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cxr.splits import holdout, k_fold, stratify_patients
+from cxr.data.splits import holdout, k_fold, stratify_patients
 
 
 def simulated_cohort(seed, n_patients=600):

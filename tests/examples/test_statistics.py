@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cxr.statistics import (
+from cxr.reporting.statistics import (
     MacroBootstrap,
     bootstrap_auc,
     class_auc,

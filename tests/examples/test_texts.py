@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cxr.reports import LONGEST_EXCERPT, excerpts, in_turn
-from cxr.texts import encode_captions, tokenize
+from cxr.data.texts import encode_captions, tokenize
+from cxr.simulation.dictation import LONGEST_EXCERPT, excerpts, in_turn
 
 
 class Lengths(torch.nn.Module):

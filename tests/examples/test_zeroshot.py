@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from cxr.clip import ClipModel
-from cxr.zeroshot import encode_classes, encode_images, ensemble, zero_shot_probabilities
+from cxr.clip.zero_shot import encode_classes, encode_images, ensemble, zero_shot_probabilities
 
 LABELS = ("Normal", "Pleural Effusion", "Round(ed) Atelectasis")
 

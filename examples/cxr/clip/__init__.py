@@ -1,11 +1,11 @@
 """One interface to the CLIP models of Hugging Face, open_clip, OpenAI and CheXzero, and two small ones of our own."""
 
-from .adapters import HuggingFaceClip, OpenClip
-from .base import ClipModel
-from .checkpoints import huggingface_from_openai, load_checkpoint, read_state_dict
-from .load import load_clip
-from .small import SmallConvClip, small_clip, small_conv_clip
-from .tokenizer import train_tokenizer
+from cxr.clip.adapters import HuggingFaceClip, OpenClip
+from cxr.clip.base import ClipModel
+from cxr.clip.checkpoints import huggingface_from_openai, load_checkpoint, read_state_dict
+from cxr.clip.load import load_clip
+from cxr.clip.small import SmallConvClip, small_clip, small_conv_clip
+from cxr.clip.tokenizer import train_tokenizer
 
 __all__ = [
     "ClipModel",

@@ -8,7 +8,7 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-from .base import ClipModel
+from cxr.clip.base import ClipModel
 
 
 class HuggingFaceClip(ClipModel):

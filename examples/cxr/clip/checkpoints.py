@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .adapters import HuggingFaceClip
-from .base import ClipModel
+from cxr.clip.adapters import HuggingFaceClip
+from cxr.clip.base import ClipModel
 
 
 def load_checkpoint(model: ClipModel, path: str | Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from .adapters import HuggingFaceClip, OpenClip
-from .base import ClipModel
-from .checkpoints import load_checkpoint
-from .small import small_clip, small_conv_clip
+from cxr.clip.adapters import HuggingFaceClip, OpenClip
+from cxr.clip.base import ClipModel
+from cxr.clip.checkpoints import load_checkpoint
+from cxr.clip.small import small_clip, small_conv_clip
 
 
 def load_clip(

@@ -9,9 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .adapters import HuggingFaceClip, cut_padding
-from .base import ClipModel
-from .tokenizer import train_tokenizer
+from cxr.clip.adapters import HuggingFaceClip, cut_padding
+from cxr.clip.base import ClipModel
+from cxr.clip.tokenizer import train_tokenizer
 
 EMBEDDING_SIZE = 128
 

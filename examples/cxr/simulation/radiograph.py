@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from scipy.ndimage import gaussian_filter
 
-from cxr.anatomy import LEFT, RIGHT, Anatomy, Floats, View
+from cxr.simulation.anatomy import LEFT, RIGHT, Anatomy, Floats, View
 
 OVERSAMPLING = 2  # canvas pixels per pixel of the image; lines are drawn at twice the canvas again
 GAS = 0.95  # attenuation that a fully aerated lung lacks

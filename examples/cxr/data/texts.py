@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cxr.captions import PAPER
 from cxr.clip import ClipModel
-from cxr.devices import DEVICES
-from cxr.labels import LABELS
-from cxr.reports import DENIALS, DEVICE_FRAMES, FRAMES, NOISE, NORMAL, WORDING
+from cxr.data.captions import PAPER
+from cxr.simulation.dictation import DENIALS, DEVICE_FRAMES, FRAMES, NOISE, NORMAL, WORDING
+from cxr.simulation.hardware import DEVICES
+from cxr.simulation.prevalence import LABELS
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from cxr.arms import ABLATION, ARMS, VARIANTS
-from cxr.cxr_lt import Cohort
-from cxr.results import Result
-from cxr.statistics import (
+from cxr.data.cohort import Cohort
+from cxr.reporting.results import Result
+from cxr.reporting.statistics import (
     Difference,
     Interval,
     MacroBootstrap,
@@ -51,6 +50,7 @@ from cxr.statistics import (
     paired_t,
     summarize,
 )
+from cxr.training.arms import ABLATION, ARMS, VARIANTS
 
 LEVEL = 0.95
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
@@ -106,7 +106,7 @@ def evaluate(
     """All numbers of the report; the module's docstring says where each is found.
 
     Args:
-        results: of all runs, from `cxr.results.load_results`; an arm may be missing in some of them.
+        results: of all runs, from `cxr.reporting.results.load_results`; an arm may be missing in some of them.
         rare: names of the rare findings.
         seed: of the bootstrap.
         cohort: the images that the runs were split from, for the cohort table; without it only test images are counted.
@@ -183,7 +183,7 @@ def _any(mapping: dict[Any, Value]) -> Value:
 
 
 def _order(arm: str) -> tuple[int, str]:
-    """The order of `cxr.arms`, unknown arms last."""
+    """The order of `cxr.training.arms`, unknown arms last."""
     return (list(ARMS).index(arm) if arm in ARMS else len(ARMS), arm)
 
 

@@ -17,7 +17,7 @@ class Result:
     """One arm, trained with one seed on one fold and tested on the images it never saw.
 
     Attributes:
-        arm: name of the arm, a key of `cxr.arms.ARMS`.
+        arm: name of the arm, a key of `cxr.training.arms.ARMS`.
         seed: seed of the initial weights, of the data order and of the splits.
         fold: number of the fold, from 0.
         label_names: the C findings.

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
-from cxr.anatomy import LEFT, RIGHT, Anatomy, Floats, View
-from cxr.devices import draw_devices, smooth_path
-from cxr.radiograph import SIDES, Chest, Drawing, break_index, posterior_ribs, ramp
+from cxr.simulation.anatomy import LEFT, RIGHT, Anatomy, Floats, View
+from cxr.simulation.hardware import draw_devices, smooth_path
+from cxr.simulation.radiograph import SIDES, Chest, Drawing, break_index, posterior_ribs, ramp
 
 Rng = np.random.Generator
 BOTH = 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from cxr.arms import Arm
+from cxr.training.arms import Arm
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterTripletLoss, ClusterWeights, ReleasedClusterLoss, inverse
 

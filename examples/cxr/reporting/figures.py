@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from openTSNE import TSNE
 
-from cxr.arms import ABLATION, ARMS
-from cxr.evaluation import GROUPS
-from cxr.results import Result
+from cxr.reporting.evaluation import GROUPS
+from cxr.reporting.results import Result
+from cxr.training.arms import ABLATION, ARMS
 
 Rows = npt.NDArray[np.intp]
 

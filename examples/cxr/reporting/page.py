@@ -20,10 +20,10 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from cxr import figures
-from cxr.arms import ARMS, MAIN, VARIANTS
-from cxr.evaluation import GROUPS, KEY_PAIRS, PAPER, PAPER_ROWS
-from cxr.results import Result
+from cxr.reporting import figures
+from cxr.reporting.evaluation import GROUPS, KEY_PAIRS, PAPER, PAPER_ROWS
+from cxr.reporting.results import Result
+from cxr.training.arms import ARMS, MAIN, VARIANTS
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("tmixture", "torch", "transformers", "open_clip_torch", "pytorch-metric-learning", "numpy", "scikit-learn")
@@ -65,9 +65,9 @@ def write_report(
 
     Args:
         output: an existing folder.
-        metrics: from `cxr.evaluation.evaluate`.
+        metrics: from `cxr.reporting.evaluation.evaluate`.
         results: what `metrics` was made from.
-        config: the settings, from `cxr.results.describe`.
+        config: the settings, from `cxr.reporting.results.describe`.
         data_set: what the images are, in words; "simulated …" for a simulated cohort.
         same_as_paper: the data are MIMIC-CXR-JPG with the CXR-LT 2024 labels; otherwise the paper's numbers are marked
             as those of another data set.

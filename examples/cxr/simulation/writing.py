@@ -26,10 +26,10 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from cxr.anatomy import posed, sample_anatomy, sample_view
-from cxr.findings import Case, draw_case, render_chest
-from cxr.labels import CHRONIC, LABELS, LabelModel, prevalences, sample_position
-from cxr.reports import write_report
+from cxr.simulation.anatomy import posed, sample_anatomy, sample_view
+from cxr.simulation.dictation import write_report
+from cxr.simulation.findings import Case, draw_case, render_chest
+from cxr.simulation.prevalence import CHRONIC, LABELS, LabelModel, prevalences, sample_position
 
 VERSION = 2  # of the simulation; a cohort written by another one is not reused
 MEAN_STUDIES, SECOND_VIEW = 2.6, 0.3  # per patient (geometric), and the chance of each further image of a study
@@ -77,7 +77,7 @@ def simulate_cohort(
         root: a folder that does not exist, is empty, or holds the same cohort.
         n_images: number of images; the images of fewer are the first of more.
         image_size: side of the square images, in pixels.
-        tail: exponent on the rare labels' prevalences, see `cxr.labels.prevalences`. 1 gives the real ones; at the
+        tail: exponent on the rare labels' prevalences, see `prevalence.prevalences`. 1 gives the real ones; at the
             default the rarest of the 40 findings is on about 47 of 6,000 images.
         seed: of everything.
         workers: number of processes; by default one per core.

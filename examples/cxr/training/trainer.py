@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from cxr.arms import Arm
 from cxr.clip import ClipModel
-from cxr.clusters import ClusterStage
-from cxr.images import ImageStore, augment, normalize
-from cxr.splits import Split
-from cxr.texts import Texts, encode_captions
+from cxr.data.images import ImageStore, augment, normalize
+from cxr.data.splits import Split
+from cxr.data.texts import Texts, encode_captions
+from cxr.training.arms import Arm
+from cxr.training.cluster_stage import ClusterStage
 from tmixture.losses import ContrastiveLoss, LabelWeights
 from tmixture.losses.contrastive import Duplicates
 
@@ -49,7 +49,7 @@ class Schedule:
             epochs.
         weight_decay: of AdamW.
         patience: in epochs.
-        augment: whether the images are turned, shifted and scaled a little, see `cxr.images.augment`.
+        augment: whether the images are turned, shifted and scaled a little, see `cxr.data.images.augment`.
         duplicates: what an identical caption elsewhere in the batch counts as, in all arms; see `ContrastiveLoss`.
         seed: of the order of the images.
     """

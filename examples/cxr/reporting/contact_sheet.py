@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from cxr.labels import LABELS
+from cxr.simulation.prevalence import LABELS
 
 TILE, COLUMNS, HEADER = 96, 3, 14
 

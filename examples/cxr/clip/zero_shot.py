@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
-from .clip import ClipModel
+from cxr.clip import ClipModel
 
 FloatArray = NDArray[np.float32]
 POSITIVE_TEMPLATES = ("{}",)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr.anatomy import LEFT, RIGHT
-from cxr.radiograph import Chest, Drawing
+from cxr.simulation.anatomy import LEFT, RIGHT
+from cxr.simulation.radiograph import Chest, Drawing
 
 Points = NDArray[np.floating]
 

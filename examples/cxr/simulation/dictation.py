@@ -10,10 +10,10 @@ import re
 
 import numpy as np
 
-from cxr.anatomy import SIDE_NAMES
-from cxr.devices import choose_devices
-from cxr.findings import SIDEDNESS, Case
-from cxr.labels import LABELS
+from cxr.simulation.anatomy import SIDE_NAMES
+from cxr.simulation.findings import SIDEDNESS, Case
+from cxr.simulation.hardware import choose_devices
+from cxr.simulation.prevalence import LABELS
 
 # Ways to name a finding. {s} becomes its severity and {side} its side, with a trailing blank.
 WORDING: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,1 @@
+"""A cohort on disk and what is read of it: labels, images, splits, captions, texts."""
