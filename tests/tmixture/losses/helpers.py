@@ -1,5 +1,8 @@
 """What the tests of the losses have in common."""
 
+import copy
+from functools import cache
+
 import torch
 
 from tmixture import StudentTMixture
@@ -16,6 +19,11 @@ def clustered(n, *, n_clusters=4, width=6, spread=1.0, seed=0, dtype=torch.float
 
 def fitted(n_components=4, width=6, **settings):
     """A mixture that knows the unit vectors of `clustered`."""
+    return copy.deepcopy(_fitted(n_components, width, **settings))
+
+
+@cache
+def _fitted(n_components, width, **settings):
     x = torch.nn.functional.normalize(clustered(400, width=width, seed=99)[0], dim=1)
     return StudentTMixture(n_components, width, generator=0, **settings).fit(x)
 

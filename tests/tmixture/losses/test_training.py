@@ -8,7 +8,7 @@ from torch import nn
 import train_encoder
 from tmixture.losses import ReleasedClusterLoss
 
-SEEDS = range(8)
+SEEDS = range(6)
 
 
 def prepared(seed):
@@ -24,9 +24,9 @@ def test_an_encoder_trained_with_the_loss_is_better_for_rare_classes_than_one_wi
     for seed in SEEDS:
         data, untrained, train_set = prepared(seed)
         test_set = data.draw(3000)
-        without = train_encoder.train(untrained, train_set[0], seed=seed)
+        without = train_encoder.train(untrained, train_set[0], seed=seed, steps=150)
         added = train_encoder.weighted_cluster_loss()
-        with_loss = train_encoder.train(untrained, train_set[0], seed=seed, added_loss=added)
+        with_loss = train_encoder.train(untrained, train_set[0], seed=seed, steps=150, added_loss=added)
         scores = [train_encoder.evaluate(encoder, train_set, test_set) for encoder in (without, with_loss)]
         gains.append([b - a for a, b in zip(*scores)])
     accuracy, rand = torch.tensor(gains).T
@@ -36,11 +36,10 @@ def test_an_encoder_trained_with_the_loss_is_better_for_rare_classes_than_one_wi
     assert stats.ttest_1samp(rand, 0, alternative="greater").pvalue < 0.05
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_released_loss_does_not_move_it(seed):
-    _, untrained, (points, _) = prepared(seed)
-    without = train_encoder.train(untrained, points, seed=seed, steps=40)
-    released = train_encoder.train(untrained, points, seed=seed, steps=40, added_loss=ReleasedClusterLoss())
+def test_the_released_loss_does_not_move_it():
+    _, untrained, (points, _) = prepared(0)
+    without = train_encoder.train(untrained, points, seed=0, steps=10)
+    released = train_encoder.train(untrained, points, seed=0, steps=10, added_loss=ReleasedClusterLoss())
     torch.testing.assert_close(dict(released.named_parameters()), dict(without.named_parameters()), rtol=0, atol=0)
 
 
