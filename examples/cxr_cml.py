@@ -25,8 +25,9 @@ import tyro
 
 from cxr.clip import ClipModel, load_clip
 from cxr.clip.zero_shot import PROMPTS, encode_classes, encode_images, zero_shot_probabilities
+from cxr.data import READERS
 from cxr.data.captions import PAPER, captions
-from cxr.data.cohort import Cohort, Views, rare_findings, read_cohort
+from cxr.data.cohort import Cohort, Views, rare_findings
 from cxr.data.images import ImageStore, decode_images, normalize
 from cxr.data.splits import Split, holdout, k_fold
 from cxr.data.texts import encode_captions, tokenize, vocabulary
@@ -49,12 +50,15 @@ class Config:
     data_root: Path | None = None
     """Folder of MIMIC-CXR-JPG or of images laid out like it; without it a cohort is simulated."""
     labels: Path | None = None
-    """CXR-LT label file that belongs to the data root."""
+    """Label file that belongs to the data root."""
+    data_set: str = "cxr-lt"
+    """What reads the two: the name of a reader in `examples/cxr/data`."""
     output: Path = Path("runs/cxr-cml")
     """Where everything goes: decoded images, checkpoints, results, report."""
 
     model: str = "small-conv"
-    """small-conv, small, hf:NAME, open_clip:NAME, openai:NAME or the folder of a Hugging Face model."""
+    """small-conv, small, hf:NAME, open_clip:NAME, openai:NAME, the folder of a Hugging Face model, or what another
+    module of `examples/cxr/clip` loads."""
     init: Path | None = None
     """Checkpoint to start from, such as CheXzero's."""
     image_size: int = 64
@@ -157,7 +161,8 @@ def report(cohort: Cohort, config: Config) -> None:
         results,
         config=describe(config),
         data_set=data_set,
-        same_as_paper=config.data_root is not None and len(cohort) > 100_000,
+        simulated=config.data_root is None,
+        same_as_paper=config.data_root is not None and cohort.is_that_of_the_paper,
         sample_images=samples,
     )
     logging.info("report: %s", page)
@@ -167,6 +172,8 @@ def checked(config: Config) -> Config:
     """The configuration with the arms of the ablation written out; ends with a message where it cannot be run."""
     if (config.data_root is None) != (config.labels is None):
         raise SystemExit("--data-root and --labels belong together: give both, or neither for a simulated cohort")
+    if config.data_set not in READERS:
+        raise SystemExit(f"--data-set: {config.data_set!r} given; choose from {', '.join(READERS)}")
     unknown = [name for name in config.arms if name not in ARMS]
     if unknown or not config.arms:
         raise SystemExit(f"--arms: {', '.join(unknown) or 'none'} given; choose from {', '.join(ARMS)}")
@@ -193,7 +200,7 @@ def prepare(config: Config) -> tuple[Cohort, ImageStore, list[str | None] | None
             seed=config.cohort_seed,
         )
         labels = root / "train_labeled.csv"
-    cohort = read_cohort(root, labels, views=config.views)
+    cohort = READERS[config.data_set](root, labels, views=config.views)
     store = decode_images(cohort.images, root, config.output / "images", size=config.image_size)
     cohort = cohort.subset(store.rows)
     return cohort, store, read_reports(labels.with_name("reports.csv"), cohort)
@@ -264,13 +271,8 @@ def starting_point(
     fold: int,
 ) -> ClipModel:
     """The model that all arms start from: a checkpoint, or one pretrained on report sentences as CheXzero was."""
-    small = config.model in ("small", "small-conv")
     model = load_clip(
-        config.model,
-        init=config.init,
-        captions=vocabulary() if small else None,
-        image_size=config.image_size if small else None,
-        seed=seed,
+        config.model, init=config.init, captions=vocabulary(), image_size=config.image_size, seed=seed
     ).to(config.device)
     if config.init is None and reports is not None and config.pretrain_epochs:
         epochs, rng = config.pretrain_epochs, np.random.default_rng(seed)
@@ -278,7 +280,7 @@ def starting_point(
         data = Data(store, tokenize(model, sentences), cohort.labels)
         pretraining = replace(config, epochs=epochs, patience=epochs, learning_rate=PRETRAINING_RATE, accumulate=1)
         make_trainer(model, data, split, PRETRAINING, pretraining, seed, fold, "pretraining").run(PRETRAINING.title)
-    elif config.init is None and small:
+    elif config.init is None and config.model in ("small", "small-conv"):
         logging.warning("no --init and no reports to pretrain on: all arms start from random weights")
     return model
 
@@ -298,8 +300,8 @@ def make_trainer(
         seed=seed,
     )
     stage = None
-    if arm.clusters or arm.released:
-        stage = ClusterStage(
+    if arm.clusters or arm.released or arm.stage:
+        stage = (arm.stage or ClusterStage)(
             arm,
             model.embedding_size,
             n_components=arm.n_components or config.n_components,

@@ -191,7 +191,7 @@ def test_the_architecture_with_the_wrong_activation_warns(open_clip, monkeypatch
 
     monkeypatch.setattr(open_clip, "create_model", lambda name: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.warns(UserWarning, match="open_clip:ViT-B-32-quickgelu"), pytest.raises(KeyboardInterrupt):
-        load.load_open_clip("ViT-B-32", seed=0, openai_weights=True)
+        load.load_open_clip("ViT-B-32", seed=0, replaced=True)
 
 
 def test_openai_models_share_the_adapter(open_clip_vit, open_clip):

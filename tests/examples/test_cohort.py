@@ -16,12 +16,10 @@ from PIL import Image
 
 from cxr.reporting.contact_sheet import contact_sheet
 from cxr.simulation.anatomy import LEFT, RIGHT, posed, sample_anatomy, sample_view
-from cxr.simulation.dictation import MENTIONED, WORDING, write_report
-from cxr.simulation.findings import PAINT, RESHAPE, SIDEDNESS, draw_case, render_chest
+from cxr.simulation.dictation import MENTIONED, write_report
+from cxr.simulation.findings import FINDINGS, draw_case, render_chest
 from cxr.simulation.prevalence import (
     CAUSES,
-    CHRONIC,
-    COUNTS,
     HEAD,
     LABELS,
     ROWS,
@@ -54,14 +52,14 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_forty_labels_are_alphabetical_and_every_finding_has_a_look_and_a_name():
     assert len(LABELS) == 40
     assert list(LABELS) == sorted(LABELS)
-    assert set(PAINT) | set(RESHAPE) == set(LABELS) - {"Normal"}
-    assert set(WORDING) == set(LABELS) - {"Normal", "Support Devices"}
-    for table in (CHRONIC, SIDEDNESS, *CAUSES.values()):
-        assert set(table) <= set(LABELS)
+    for name, finding in FINDINGS.items():
+        assert bool(finding.paint or finding.reshape) == (name != "Normal")
+        assert bool(finding.wording) == (name not in ("Normal", "Support Devices"))
+        assert set(finding.causes) <= set(CAUSES)
 
 
 def test_tail_one_is_the_real_distribution_and_smaller_lifts_only_the_rare_end():
-    assert prevalences(1.0) == pytest.approx({name: count / ROWS for name, count in COUNTS.items()})
+    assert prevalences(1.0) == pytest.approx({name: finding.count / ROWS for name, finding in FINDINGS.items()})
     real, lifted, flat = (np.array(list(prevalences(tail).values())) for tail in (1.0, 0.4, 0.0))
     assert np.array_equal(lifted[real >= HEAD], real[real >= HEAD])
     assert np.all(lifted[real < HEAD] > real[real < HEAD])
@@ -128,7 +126,7 @@ def test_lasting_findings_last_longer_than_acute_ones(many_patients: np.ndarray)
 
 
 def test_ap_views_are_the_share_of_cxr_lt_and_go_with_devices():
-    rng, rate = np.random.default_rng(0), COUNTS["Support Devices"] / ROWS
+    rng, rate = np.random.default_rng(0), FINDINGS["Support Devices"].count / ROWS
     with_devices, without = (np.mean([sample_position(d, rng) == "AP" for _ in range(5000)]) for d in (True, False))
     assert with_devices > without + 0.2
     assert rate * with_devices + (1 - rate) * without == pytest.approx(0.6, abs=0.03)
@@ -147,7 +145,7 @@ def picture(
     cases = []
     if name:
         case = draw_case(name, np.random.default_rng([seed, 1]))
-        if name in SIDEDNESS:
+        if FINDINGS[name].sides is not None:
             case = replace(case, side=RIGHT if side is None else side)
         cases = [replace(case, severity=severity)]
     chest = render_chest(posed(patient, view, np.random.default_rng([seed, 2])), view, cases, size)

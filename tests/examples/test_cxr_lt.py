@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr.data.cohort import RARE_FINDINGS, rare_findings, read_cohort
+from cxr.data.cohort import RARE_FINDINGS, Cohort, rare_findings, read_cohort
 
 FINDINGS = ["Edema", "Fibrosis", "Mass"]
 
@@ -154,3 +154,15 @@ def test_unreadable_files_are_named(tmp_path):
 def test_an_unknown_view_filter_is_refused(table, read):
     with pytest.raises(ValueError, match="views: got 'frontal', need one of"):
         read(table, views="frontal")
+
+
+def test_the_papers_data_are_known_by_the_size_and_the_labels_of_their_file():
+    """A large cohort of another hospital is not that of the paper, and a part of the paper's still comes from it."""
+    names = tuple(f"finding {i}" for i in range(40))
+    none = pd.DataFrame({"subject_id": []})
+    of = {name: Cohort(none, labels, np.zeros((0, len(labels)), bool), counts) for name, labels, counts in (
+        ("paper", names, {"AP": 200_000, "PA": 58_871}), ("rows", names, {"AP": 300_000}),
+        ("labels", names[:26], {"AP": 200_000, "PA": 58_871}),
+    )}  # fmt: skip
+    assert [name for name, cohort in of.items() if cohort.is_that_of_the_paper] == ["paper"]
+    assert of["paper"].subset(np.arange(0)).is_that_of_the_paper

@@ -60,7 +60,7 @@ def simulated_result(arm, seed=0, fold=0, quality=1.0):
 
 def written(tmp_path, results, **options):
     metrics = evaluate(results, rare=RARE, n_resamples=60)
-    options = {"config": CONFIG, "data_set": "simulated cohort of 80 images"} | options
+    options = {"config": CONFIG, "data_set": "simulated cohort of 80 images", "simulated": True} | options
     path = write_report(tmp_path, metrics, results, **options)
     return path.read_text(encoding="utf-8"), metrics
 
@@ -159,6 +159,12 @@ def test_the_papers_numbers_stand_beside_ours_and_the_missing_arm_is_named(full)
 def test_another_data_set_than_the_papers_is_marked(tmp_path, same):
     page, _ = written(tmp_path, [simulated_result("start")], same_as_paper=same)
     assert ("Not the paper's data" in page) == (not same)
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_images_of_no_patients_are_called_so_whatever_their_folder_is_called(tmp_path, simulated):
+    page, _ = written(tmp_path, [simulated_result("start")], data_set="simulated/x-rays", simulated=simulated)
+    assert ("The images are drawn by a program" in page) == simulated
 
 
 def test_names_are_escaped(tmp_path):

@@ -1,11 +1,20 @@
-"""One interface to the CLIP models of Hugging Face, open_clip, OpenAI and CheXzero, and two small ones of our own."""
+"""One interface to the CLIP models of Hugging Face, open_clip, OpenAI and CheXzero, and two small ones of our own.
+
+All modules of this folder are read, and what they register by `loads` is known to `load_clip`.
+"""
+
+import pkgutil
+from importlib import import_module
 
 from cxr.clip.adapters import HuggingFaceClip, OpenClip
-from cxr.clip.base import ClipModel
+from cxr.clip.base import ClipModel, loads
 from cxr.clip.checkpoints import huggingface_from_openai, load_checkpoint, read_state_dict
 from cxr.clip.load import load_clip
 from cxr.clip.small import SmallConvClip, small_clip, small_conv_clip
 from cxr.clip.tokenizer import train_tokenizer
+
+for module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")
 
 __all__ = [
     "ClipModel",
@@ -15,6 +24,7 @@ __all__ = [
     "huggingface_from_openai",
     "load_checkpoint",
     "load_clip",
+    "loads",
     "read_state_dict",
     "small_clip",
     "small_conv_clip",

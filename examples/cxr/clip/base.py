@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -63,3 +63,19 @@ class ClipModel(nn.Module):
         if not (sizes_fit and images.is_floating_point()):
             raise ValueError(f"images: {tuple(images.shape)} {images.dtype} given, floating-point {expected} needed")
         return images.expand(-1, 3, -1, -1)
+
+
+Loader = Callable[..., ClipModel]
+"""Makes a model from what follows its name and a colon, and `captions`, `image_size`, `seed` and `replaced`."""
+
+LOADERS: dict[str, Loader] = {}
+
+
+def loads(name: str) -> Callable[[Loader], Loader]:
+    """Register what makes the models called `name`, or `name:…`."""
+
+    def register(loader: Loader) -> Loader:
+        LOADERS[name] = loader
+        return loader
+
+    return register

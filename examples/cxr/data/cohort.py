@@ -42,6 +42,10 @@ RARE_FINDINGS = frozenset(
 )
 
 
+# CXR-LT 2024's `train_labeled.csv`.
+PAPER_ROWS, PAPER_LABELS = 258_871, 40
+
+
 @dataclass(frozen=True)
 class Cohort:
     """Images and what was found on them.
@@ -66,6 +70,11 @@ class Cohort:
     def subject_ids(self) -> npt.NDArray[np.int64]:
         """(n_images,) patient of each image."""
         return self.images["subject_id"].to_numpy(np.int64)
+
+    @property
+    def is_that_of_the_paper(self) -> bool:
+        """Whether the file is CXR-LT 2024's `train_labeled.csv`, as far as its size and its labels tell."""
+        return sum(self.view_counts.values()) == PAPER_ROWS and len(self.label_names) == PAPER_LABELS
 
     def subset(self, rows: npt.NDArray[np.integer]) -> Cohort:
         """The cohort of the given rows, in that order."""
@@ -208,3 +217,6 @@ def _views(table: pd.DataFrame, data_root: Path) -> pd.Series[str]:
                 data_root,
             )
     return view.str.strip().str.upper().fillna("missing")
+
+
+READERS = {"cxr-lt": read_cohort}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cxr.clip import ClipModel
 from cxr.data.captions import PAPER
-from cxr.simulation.dictation import DENIALS, DEVICE_FRAMES, FRAMES, NOISE, NORMAL, WORDING
+from cxr.simulation.dictation import DENIALS, DEVICE_FRAMES, FRAMES, NOISE, NORMAL
+from cxr.simulation.findings import FINDINGS
 from cxr.simulation.hardware import DEVICES
 from cxr.simulation.prevalence import LABELS
 
@@ -53,7 +54,9 @@ def vocabulary() -> Iterable[str]:
     """What a small model's tokenizer is trained on: the same for every data set, so that checkpoints can be shared."""
     names = [label.lower() for label in LABELS]
     how = (("mild ", "left "), ("moderate ", "right "), ("severe ", "bilateral "))
-    findings = [text.format(s=s, side=side) for texts in WORDING.values() for text in texts for s, side in how]
+    findings = [
+        text.format(s=s, side=side) for finding in FINDINGS.values() for text in finding.wording for s, side in how
+    ]
     yield from names
     yield from (PAPER.finding.replace("{}", name) for name in names)
     yield from (frame.format(text) for frame in (*FRAMES, *DENIALS) for text in (*names, *findings))

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from cxr.reporting import figures
 from cxr.reporting.evaluation import GROUPS, KEY_PAIRS, PAPER, PAPER_ROWS
 from cxr.reporting.results import Result
-from cxr.training.arms import ARMS, MAIN, VARIANTS
+from cxr.training.arms import ABLATION, ARMS, MAIN, VARIANTS
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("tmixture", "torch", "transformers", "open_clip_torch", "pytorch-metric-learning", "numpy", "scikit-learn")
@@ -58,6 +58,7 @@ def write_report(
     *,
     config: Mapping[str, Any],
     data_set: str,
+    simulated: bool = False,
     same_as_paper: bool = False,
     sample_images: Path | None = None,
 ) -> Path:
@@ -68,7 +69,8 @@ def write_report(
         metrics: from `cxr.reporting.evaluation.evaluate`.
         results: what `metrics` was made from.
         config: the settings, from `cxr.reporting.results.describe`.
-        data_set: what the images are, in words; "simulated …" for a simulated cohort.
+        data_set: what the images are, in words.
+        simulated: whether they are no patients'.
         same_as_paper: the data are MIMIC-CXR-JPG with the CXR-LT 2024 labels; otherwise the paper's numbers are marked
             as those of another data set.
         sample_images: a picture of some images, to be shown. Only for images that may be passed on.
@@ -79,6 +81,7 @@ def write_report(
     run = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "data_set": data_set,
+        "simulated": simulated,
         "same_as_paper": same_as_paper,
         "commit": commit(),
         "versions": versions(),
@@ -259,7 +262,7 @@ def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate]
         paper_rows=PAPER_ROWS,
         groups=GROUPS,
         group_titles=figures.GROUP_TITLES,
-        main=[arm for arm in arms if arm in MAIN or arm not in ARMS],
+        main=[arm for arm in arms if arm not in VARIANTS and arm not in ABLATION],
         variants=[arm for arm in arms if arm in VARIANTS],
         ablation=ablation_rows(metrics, run["config"]),
         comparisons={(c["a"], c["b"]): c for c in metrics["comparisons"]},
@@ -268,7 +271,7 @@ def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate]
         key_pairs=[(c["a"], c["b"]) for c in metrics["comparisons"] if (c["a"], c["b"]) in KEY_PAIRS],
         finding_counts=finding_counts(metrics),
         incomplete=[arm for arm in arms if arms[arm]["n_runs"] < len(metrics["runs"])],
-        simulated=run["data_set"].startswith("simulated"),
+        simulated=run["simulated"],
         plates={plate.name: plate for plate in plates},
         pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
         method=method,

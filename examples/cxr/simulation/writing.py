@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 
 from cxr.simulation.anatomy import posed, sample_anatomy, sample_view
 from cxr.simulation.dictation import write_report
-from cxr.simulation.findings import Case, draw_case, render_chest
-from cxr.simulation.prevalence import CHRONIC, LABELS, LabelModel, prevalences, sample_position
+from cxr.simulation.findings import FINDINGS, Case, draw_case, render_chest
+from cxr.simulation.prevalence import LABELS, LabelModel, prevalences, sample_position
 
 VERSION = 2  # of the simulation; a cohort written by another one is not reused
 MEAN_STUDIES, SECOND_VIEW = 2.6, 0.3  # per patient (geometric), and the chance of each further image of a study
@@ -178,7 +178,9 @@ def _simulate_patient(task: _Task, patient: int, study_sizes: list[int]) -> Iter
     rng = np.random.default_rng([settings.seed, patient, 1])
     anatomy = sample_anatomy(rng)
     labels = LabelModel(settings.tail).sample(len(study_sizes), rng)
-    usual = {name: draw_case(name, rng) for name in CHRONIC}  # what lasts looks the same in every study
+    usual = {
+        name: draw_case(name, rng) for name, finding in FINDINGS.items() if finding.chronic
+    }  # what lasts looks the same in every study
     subject_id = _scattered(10_000_000, patient)
     for number, n_images in enumerate(study_sizes):
         # Seeded by its number and not drawn from the patient's generator: a cut study must not change the others.

@@ -20,7 +20,7 @@ from tmixture.losses.rows import Batch, at_least_float32, normalized_data, unit_
 from tmixture.losses.sharing import Exchange, share
 from tmixture.losses.statistics import LossStatistics
 from tmixture.losses.terms import Terms, count_terms, weigh_anchors
-from tmixture.losses.weights import FREQUENCIES, ClusterWeights
+from tmixture.losses.weights import FREQUENCIES, ClusterWeights, Frequency
 from tmixture.precision import full_precision
 
 # A mixture is first fitted to a memory when it holds this many rows per component, or when it is full.
@@ -68,7 +68,8 @@ class ClusterLoss(BaseMetricLossFunction):
         memory_size: how many recent embeddings serve as further positives and negatives, and for refits. They are not
             used together with `ref_emb`.
         weights: of the anchors' terms: "outlier" (1/u), "confidence" (r), "inverse", "inverse_log" or
-            "effective_number" (of the cluster's mass); or a `ClusterWeights` of the same mixture.
+            "effective_number" (of the cluster's mass), or a function of that; or a `ClusterWeights` of the same
+            mixture.
         normalize: whether the mixture clusters L2-normalised embeddings.
         nonfinite: what to do about embeddings with NaN or infinity: "raise" a ValueError before anything changes, or
             "skip" these rows.
@@ -88,7 +89,7 @@ class ClusterLoss(BaseMetricLossFunction):
         embedding_size: int | None = None,
         refit: RefitPolicy = "streaming",
         memory_size: int = 0,
-        weights: Weighting | ClusterWeights | None = None,
+        weights: Weighting | Frequency | ClusterWeights | None = None,
         normalize: bool = True,
         nonfinite: Literal["raise", "skip"] = "raise",
     ) -> None:
@@ -355,7 +356,7 @@ def _policy(refit: RefitPolicy, memory_size: int, n_components: int) -> RefitPol
     return refit
 
 
-def _weights(weights: Weighting | ClusterWeights | None, mixture: StudentTMixture) -> ClusterWeights | None:
+def _weights(weights: Weighting | Frequency | ClusterWeights | None, mixture: StudentTMixture) -> ClusterWeights | None:
     if weights is None or isinstance(weights, ClusterWeights):
         if weights is not None and weights.mixture is not mixture:
             raise ValueError("weights are a ClusterWeights of another mixture than the loss has")
@@ -364,7 +365,10 @@ def _weights(weights: Weighting | ClusterWeights | None, mixture: StudentTMixtur
         return ClusterWeights(mixture, outlier=weights == "outlier", confidence=weights == "confidence")
     if weights in FREQUENCIES:
         return ClusterWeights(mixture, mass=weights, outlier=False)  # type: ignore[arg-type]
+    if callable(weights):
+        return ClusterWeights(mixture, mass=weights, outlier=False)
+    names = ", ".join(map(repr, FREQUENCIES))
     raise ValueError(
-        f"weights must be a ClusterWeights or one of 'outlier', 'confidence', {', '.join(map(repr, FREQUENCIES))}, "
-        f"got {weights!r}"
+        "weights must be a ClusterWeights, a function of the clusters' sizes, or one of 'outlier', 'confidence', "
+        f"{names}, got {weights!r}"
     )

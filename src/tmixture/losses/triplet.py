@@ -13,7 +13,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 from tmixture import StudentTMixture
 from tmixture.losses.cluster_loss import ClusterLoss, RefitPolicy, Weighting
 from tmixture.losses.miners import SemiHardMiner
-from tmixture.losses.weights import ClusterWeights
+from tmixture.losses.weights import ClusterWeights, Frequency
 
 
 class ClusterTripletLoss(ClusterLoss):
@@ -53,7 +53,7 @@ class ClusterTripletLoss(ClusterLoss):
         embedding_size: int | None = None,
         refit: RefitPolicy = "streaming",
         memory_size: int = 0,
-        weights: Weighting | ClusterWeights | None = None,
+        weights: Weighting | Frequency | ClusterWeights | None = None,
         normalize: bool = True,
         nonfinite: Literal["raise", "skip"] = "raise",
     ) -> None:

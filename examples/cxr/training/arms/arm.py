@@ -1,0 +1,55 @@
+"""An arm of the experiment: what it adds to the contrastive loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from cxr.training.cluster_stage import ClusterStage
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to go on from the starting point. All arms share initial weights, data order and caption handling.
+
+    Attributes:
+        title: the row of the method table.
+        trained: whether it is trained at all.
+        label_weights: weigh the contrastive loss by 1/√prevalence of the rarest finding present.
+        cluster_weights: weigh the contrastive loss by the mixture: outlier weight 1/u, cluster mass m^(−mass_exponent).
+        mass_exponent: of the cluster mass.
+        metric_weight: factor of the cluster triplet loss; 0 leaves it out.
+        margin: of the triplets.
+        features: what the mixture clusters: image embeddings, text embeddings, or both joined.
+        dof: degrees of freedom of the mixture; None is the configuration's.
+        n_components: of the mixture; None is the configuration's.
+        batch_size: None is the configuration's.
+        shuffle_weights: control: the weights of a batch in random order.
+        shuffle_labels: control: the pseudo-labels of a batch in random order.
+        released: the loss as the authors' released code computes it, in place of the cluster triplet loss.
+        stage: makes what is added to the contrastive loss, in place of `ClusterStage` and from the same arguments: a
+            module with its methods.
+    """
+
+    title: str
+    trained: bool = True
+    label_weights: bool = False
+    cluster_weights: bool = False
+    mass_exponent: float = 0.5
+    metric_weight: float = 0.0
+    margin: float = 0.1
+    features: Literal["image", "text", "joint"] = "joint"
+    dof: float | None = None
+    n_components: int | None = None
+    batch_size: int | None = None
+    shuffle_weights: bool = False
+    shuffle_labels: bool = False
+    released: bool = False
+    stage: Callable[..., ClusterStage] | None = None
+
+    @property
+    def clusters(self) -> bool:
+        """Whether the arm has a mixture."""
+        return self.trained and (self.cluster_weights or self.metric_weight > 0) and not self.released
