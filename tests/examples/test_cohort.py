@@ -78,7 +78,7 @@ def test_a_tail_outside_its_range_is_refused(tail: float):
 def many_patients() -> np.ndarray:
     """Labels (patients, 2 studies, 40)."""
     model, rng = LabelModel(0.4), np.random.default_rng(0)
-    return np.stack([model.sample(2, rng) for _ in range(20_000)])
+    return np.stack([model.sample(2, rng) for _ in range(8_000)])
 
 
 def test_marginals_are_the_prevalences(many_patients: np.ndarray):

@@ -12,7 +12,7 @@ from cxr.reporting.results import Result, load_results
 from cxr.training.arms import ARMS
 
 TINY = cxr_cml.Config(
-    simulated_images=240,
+    simulated_images=160,
     simulated_tail=0.2,
     image_size=32,
     epochs=2,

@@ -58,6 +58,8 @@ def fits(rank, dtype, folder):
     mine = share(x, rank)
     common = dict(distributed=rank is not None, dtype=dtype, generator=0, learn_dof="component", max_iter=15)
     for structure, its_own in STRUCTURES.items():
+        if dtype == torch.float32 and structure not in ("diag", "full"):
+            continue
         settings = dict(common, covariance_type=structure, **its_own)
         yield f"fit {structure}", StudentTMixture(3, 4, **settings).fit(mine)
         yield f"weights {structure}", StudentTMixture(3, 4, **settings).fit(mine, share(weight, rank))

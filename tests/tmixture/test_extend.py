@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAWS = ["em", "files", "initialization", "laws", "module", "queries", "reorder", "scales", "statistics", "candidates"]
+LAWS = ["em", "files", "laws", "reorder", "scales", "statistics"]
 
 
 @pytest.mark.slow
@@ -24,4 +24,4 @@ def test_a_structure_in_one_file_meets_every_law(tmp_path):
         cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 30

@@ -145,7 +145,7 @@ def test_gradients_are_finite_far_from_everything_and_on_a_mean():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", ["diag", "full", "lowrank"])
 def test_forward_compiles_into_one_graph(structure):
     mixture = fit(structure, "mixed", dtype=torch.float32)
     torch.compiler.reset()
