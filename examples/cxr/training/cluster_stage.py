@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cxr.training.arms import Arm
+from cxr.training.released import ReleasedClusterLoss
 from tmixture import StudentTMixture
-from tmixture.losses import ClusterTripletLoss, ClusterWeights, ReleasedClusterLoss, inverse
+from tmixture.losses import ClusterTripletLoss, ClusterWeights, inverse
 
 # A sample of a rare cluster, or an outlier, counts at most so many times as much as the median sample.
 WEIGHT_LIMIT = 5.0

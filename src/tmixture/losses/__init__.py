@@ -4,7 +4,6 @@ from tmixture.losses.cluster_loss import ClusterLoss
 from tmixture.losses.contrastive import ContrastiveLoss
 from tmixture.losses.memory import EmbeddingMemory
 from tmixture.losses.miners import SemiHardMiner
-from tmixture.losses.released import ReleasedClusterLoss
 from tmixture.losses.sampler import ClusterBalancedSampler
 from tmixture.losses.triplet import ClusterTripletLoss
 from tmixture.losses.weights import ClusterWeights, LabelWeights, effective_number, inverse, inverse_log
@@ -17,7 +16,6 @@ __all__ = [
     "ContrastiveLoss",
     "EmbeddingMemory",
     "LabelWeights",
-    "ReleasedClusterLoss",
     "SemiHardMiner",
     "effective_number",
     "inverse",

@@ -15,7 +15,7 @@ from torch import Tensor
 from tmixture import StudentTMixture
 from tmixture.distributed import is_active, together, world_size
 from tmixture.losses.memory import EmbeddingMemory
-from tmixture.losses.refit import fit_to_batch, refit_mixture
+from tmixture.losses.refit import refit_mixture
 from tmixture.losses.rows import Batch, at_least_float32, normalized_data, unit_rows
 from tmixture.losses.sharing import Exchange, share
 from tmixture.losses.statistics import LossStatistics
@@ -29,7 +29,7 @@ FIRST_FIT_ROWS = 10
 # How a mixture made here follows the embeddings: a batch makes up this share of what is known after it.
 DRIFT_RATE = 0.02
 
-RefitPolicy = int | Literal["streaming", "external", "per-batch"]
+RefitPolicy = int | Literal["streaming", "external"]
 Weighting = Literal["outlier", "confidence", "inverse", "inverse_log", "effective_number"]
 
 
@@ -63,8 +63,6 @@ class ClusterLoss(BaseMetricLossFunction):
             An integer n: by a new fit to the memory every n calls, the first one as soon as the memory has 10 rows per
             component or is full.
             "external": not by itself; fit it from outside, or by `end_epoch`.
-            "per-batch": each batch has a mixture of its own with the given one's settings and at most a third as many
-            components as rows, as in the released code of CXR-CML.
         memory_size: how many recent embeddings serve as further positives and negatives, and for refits. They are not
             used together with `ref_emb`.
         weights: of the anchors' terms: "outlier" (1/u), "confidence" (r), "inverse", "inverse_log" or
@@ -222,8 +220,6 @@ class ClusterLoss(BaseMetricLossFunction):
         Returns:
             The churn, which is the share of the points whose cluster changed.
         """
-        if self.refit == "per-batch":
-            raise RuntimeError("with refit='per-batch' no mixture outlives its batch: there is nothing to fit")
         with together(self.mixture.means.device, enabled=self.mixture.distributed):
             self._statistics.churn = refit_mixture(self.mixture, self._fitted_to(data))
         return self._statistics.churn
@@ -275,9 +271,6 @@ class ClusterLoss(BaseMetricLossFunction):
 
     def _at_rest(self, batch: Batch) -> StudentTMixture | None:
         """The mixture that labels a batch, unchanged by it; None while there is none."""
-        if self.refit == "per-batch" and len(batch.embeddings):
-            features = self._features(batch.clustered)
-            return fit_to_batch(self.mixture, features, len(features), distributed=False)
         return self.mixture if self._is_warm else None
 
     def _learn(self, batch: Batch, exchange: Exchange) -> StudentTMixture | None:
@@ -287,18 +280,15 @@ class ClusterLoss(BaseMetricLossFunction):
         rows = exchange.join(batch.clustered)
         features = self._features(rows)
         enough = len(features) >= world_size()
-        own: StudentTMixture | None = None
         if self.refit == "streaming" and enough:
             self._stream(features)
-        elif self.refit == "per-batch" and enough:
-            own = fit_to_batch(self.mixture, share(features), len(features), distributed=self.mixture.distributed)
         if self.memory is not None:
             embeddings = rows if batch.features is None else exchange.join(batch.embeddings.detach())
             self.memory.push(embeddings, None if batch.features is None else rows)
         self.steps += 1
         if isinstance(self.refit, int) and self._is_due(self.refit):
             self.end_epoch()
-        return own if self.refit == "per-batch" else self.mixture if self._is_warm else None
+        return self.mixture if self._is_warm else None
 
     def _stream(self, features: Tensor) -> None:
         """Learn from the rows of a batch, and note how many changed their cluster."""
@@ -351,8 +341,8 @@ def _policy(refit: RefitPolicy, memory_size: int, n_components: int) -> RefitPol
                 f"refit={refit} fits to the memory: memory_size must be at least n_components={n_components}, got "
                 f"{memory_size}"
             )
-    elif refit not in ("streaming", "external", "per-batch"):
-        raise ValueError(f"refit must be 'streaming', 'external', 'per-batch' or a number of steps, got {refit!r}")
+    elif refit not in ("streaming", "external"):
+        raise ValueError(f"refit must be 'streaming', 'external' or a number of steps, got {refit!r}")
     return refit
 
 

@@ -41,7 +41,7 @@ def test_loss_and_gradient_are_those_of_a_cpu(device, miner, weights):
     torch.testing.assert_close(there.grad.cpu(), reference.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("refit", ["streaming", 3, "per-batch"])
+@pytest.mark.parametrize("refit", ["streaming", 3])
 @pytest.mark.parametrize("make", [ClusterTripletLoss, lambda **settings: ClusterLoss(loss=SupConLoss(), **settings)])
 def test_training_follows_the_embeddings(device, refit, make):
     loss_fn = make(n_components=4, embedding_size=6, memory_size=64, refit=refit)  # goes to the embeddings' device

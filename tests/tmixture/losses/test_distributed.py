@@ -36,7 +36,7 @@ def test_state_is_the_same_in_all_processes_and_that_of_one_process(results, nam
     torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in process.SETTINGS if name != "per-batch"])
+@pytest.mark.parametrize("name", process.SETTINGS)
 def test_loss_and_gradients_in_the_wrapper_are_those_of_the_joined_batch(results, name):
     """`DistributedLossWrapper` multiplies the loss by the number of processes, and gathers without gradient: averaged
     over processes, as `DistributedDataParallel` does, the gradients are those of one process."""
@@ -44,13 +44,6 @@ def test_loss_and_gradients_in_the_wrapper_are_those_of_the_joined_batch(results
     assert sum(float(step["loss"]) > 0 for step in single) >= 3
     torch.testing.assert_close(first, single, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(second, single, rtol=1e-3, atol=1e-5)
-
-
-def test_fits_to_single_batches_are_the_same_in_all_processes(results):
-    """Not those of one process: k-means draws another start."""
-    first, second, _ = (result["train per-batch"]["steps"] for result in results)
-    torch.testing.assert_close(first, second)
-    assert sum(float(step["loss"]) > 0 for step in first) >= 3
 
 
 def test_processes_may_bring_different_numbers_of_rows_and_skip_some(results):
@@ -73,8 +66,6 @@ def test_processes_may_bring_different_numbers_of_rows_and_skip_some(results):
 def test_an_error_in_one_process_is_an_error_in_all(results, call, error):
     """The other one quotes it, and nothing has changed in either."""
     for policy in process.SETTINGS:
-        if (policy, call[:5]) == ("per-batch", "epoch"):
-            continue
         first, second = (result["failing"][f"{policy}: {call}"] for result in results[:2])
         assert second["error"].startswith(error), policy
         assert first["error"] == f"RuntimeError: rank 1 failed: {second['error'].removesuffix(': ')}"

@@ -5,10 +5,10 @@ import io
 
 import pytest
 import torch
-from pytorch_metric_learning.losses import SupConLoss, TripletMarginLoss
+from pytorch_metric_learning.losses import TripletMarginLoss
 
 from tmixture import StudentTMixture
-from tmixture.losses import ClusterLoss, ClusterTripletLoss
+from tmixture.losses import ClusterTripletLoss
 
 from .helpers import clustered, fitted, leaf
 
@@ -137,20 +137,6 @@ def test_clusters_keep_their_numbers_after_a_refit(kind):
         StudentTMixture(4, 6, step_size=0.02, generator=0).fit(normalize(x, dim=1)).predict(normalize(x, dim=1))
     )
     assert (renumbered != before).float().mean() > 0.3  # without the matching
-
-
-def test_per_batch_policy_fits_each_batch_alone():
-    template = StudentTMixture(40, 6, dof=8.0, generator=0)
-    loss_fn = ClusterLoss(template, SupConLoss(), refit="per-batch")
-    x = batches(1, size=32)[0]
-    alone = StudentTMixture(5, 6, dof=8.0, generator=0).fit(normalize(x, dim=1)).predict(normalize(x, dim=1))
-    for _ in range(2):
-        torch.testing.assert_close(loss_fn(x), SupConLoss()(x, alone))
-    torch.testing.assert_close(loss_fn.eval()(x), SupConLoss()(x, alone))
-    assert not template.fitted
-    assert_zero_with_graph(loss_fn, x[:1])
-    with pytest.raises(RuntimeError, match="per-batch"):
-        loss_fn.end_epoch(x)
 
 
 def test_a_refit_without_enough_rows_is_refused():
@@ -333,11 +319,11 @@ def test_a_copy_and_a_pickled_loss_are_independent_and_equal():
 # -------------------------------------------------------------------- input it cannot use
 
 
-@pytest.mark.parametrize("refit", ["streaming", "external", "per-batch"])
+@pytest.mark.parametrize("refit", ["streaming", "external"])
 def test_without_a_valid_triplet_the_loss_is_a_zero_with_a_graph(refit):
     loss_fn = ClusterTripletLoss(fitted(), refit=refit).eval()
     x = clustered(40)[0]
-    alike = x[loss_fn.predict(x) == 1][:5] if refit != "per-batch" else x[:1]
+    alike = x[loss_fn.predict(x) == 1][:5]
     for some in (x[:1], alike, x[:0]):
         assert_zero_with_graph(loss_fn, some)
         assert_zero_with_graph(loss_fn, some * 1e30)

@@ -6,7 +6,6 @@ from scipy import stats
 from torch import nn
 
 import train_encoder
-from tmixture.losses import ReleasedClusterLoss
 
 SEEDS = range(6)
 
@@ -34,13 +33,6 @@ def test_an_encoder_trained_with_the_loss_is_better_for_rare_classes_than_one_wi
     assert rand.mean() > 0.03
     assert stats.ttest_1samp(accuracy, 0, alternative="greater").pvalue < 0.01
     assert stats.ttest_1samp(rand, 0, alternative="greater").pvalue < 0.05
-
-
-def test_the_released_loss_does_not_move_it():
-    _, untrained, (points, _) = prepared(0)
-    without = train_encoder.train(untrained, points, seed=0, steps=10)
-    released = train_encoder.train(untrained, points, seed=0, steps=10, added_loss=ReleasedClusterLoss())
-    torch.testing.assert_close(dict(released.named_parameters()), dict(without.named_parameters()), rtol=0, atol=0)
 
 
 def test_the_picture_is_drawn(tmp_path, monkeypatch):

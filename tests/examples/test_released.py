@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
+from tests.tmixture.losses.helpers import clustered, leaf
 
-from tmixture.losses import ReleasedClusterLoss
-from tmixture.losses.refit import components_for_batch
-
-from .helpers import clustered, leaf
+from cxr.training.released import ReleasedClusterLoss, components_for_batch
 
 
 @pytest.mark.parametrize(
