@@ -223,7 +223,7 @@ decode = images.decode
 images.CHUNK, images.decode = 1, lambda path, size: (time.sleep(0.1), decode(path, size))[1]
 images.decode_images(pd.read_csv({str(tmp_path / "table.csv")!r}), {str(root)!r}, {str(tmp_path / "cache")!r}, size=32)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
