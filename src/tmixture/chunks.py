@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from tmixture import distributed
+from tmixture.arrays import as_array, as_tensor, check_dense
 from tmixture.numerics import exact
 
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
@@ -140,7 +141,7 @@ class Chunks:
             batch = shard[0] if isinstance(shard, (tuple, list)) else shard
             _check_rows(batch, self.n_features)
             for start in range(0, len(batch), self.size):
-                yield as_tensor(batch[start : start + self.size])
+                yield as_tensor(batch[start : start + self.size], "data").detach()
 
     def _regrouped(self) -> Iterator[Tensor]:
         """The pieces joined to exactly `size` rows, so that results do not depend on how the data is stored."""
@@ -193,16 +194,6 @@ def gpu_chunk_size(n_components: int, n_features: int, device: torch.device) -> 
     return 1 << (rows.bit_length() - 1)
 
 
-def as_tensor(batch: Tensor | np.ndarray) -> Tensor:
-    """A tensor over the same rows, copied only where torch has to (read-only or non-native arrays)."""
-    if isinstance(batch, Tensor):
-        return batch.detach()
-    array = np.ascontiguousarray(batch)
-    if not array.flags.writeable or not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(array)
-
-
 def check_finite(x: Tensor, first_row: int, name: str) -> None:
     """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
     # Sums of squares of a chunk must not overflow in float32. One number for all rows first: it needs no temporaries.
@@ -219,6 +210,7 @@ def check_finite(x: Tensor, first_row: int, name: str) -> None:
 
 
 def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
+    check_dense(data, "data")
     if isinstance(data, (str, os.PathLike)):
         data = [data]
     if isinstance(data, Tensor) or (hasattr(data, "__array__") and not isinstance(data, (list, tuple))):
@@ -228,7 +220,7 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
             return [_open_file(shard) for shard in data]
         if all(hasattr(shard, "ndim") and shard.ndim == 2 for shard in data):
             return list(data)
-        return [np.asarray(data)]
+        return [as_array(data, "data")]
     if not isinstance(data, Iterable):
         raise ValueError(
             "data must be a tensor, an array, a path of an .npy file, a list of those, or an iterable of batches; "
@@ -253,6 +245,7 @@ def _open_file(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _check_rows(batch: Any, n_features: int) -> None:
+    check_dense(batch, "data")
     if not isinstance(batch, (Tensor, np.ndarray)):
         raise ValueError(f"a batch of data must be a tensor or an array, got {type(batch).__name__}")
     shape = tuple(batch.shape)
@@ -261,13 +254,10 @@ def _check_rows(batch: Any, n_features: int) -> None:
         raise ValueError(f"data must be two-dimensional (N, {n_features}), got shape {shape}{hint}")
     if shape[1] != n_features:
         raise ValueError(f"data has {shape[1]} features, but the mixture has n_features={n_features}")
-    kind = batch.dtype.is_complex if isinstance(batch, Tensor) else batch.dtype.kind not in "fiub"
-    if kind:
-        raise ValueError(f"data must hold real numbers, got dtype {batch.dtype}")
 
 
 def _check_weights(sample_weight: Any) -> Tensor:
-    weights = torch.as_tensor(sample_weight).detach()
+    weights = as_tensor(sample_weight, "sample_weight").detach()
     if weights.dim() != 1:
         raise ValueError(f"sample_weight must be one-dimensional (N,), got shape {tuple(weights.shape)}")
     weights = exact(weights)
@@ -295,7 +285,7 @@ def _unit(weights: Tensor, *, shared: bool) -> float:
 
 
 def _check_responsibilities(responsibilities: Any, n_components: int) -> Tensor:
-    given = torch.as_tensor(responsibilities).detach()
+    given = as_tensor(responsibilities, "responsibilities").detach()
     if given.dim() == 1 and not given.is_floating_point():
         if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < n_components):
             raise ValueError(

@@ -13,6 +13,8 @@ from torch.distributions import Distribution, Gamma, constraints
 from torch.distributions.multivariate_normal import _batch_mahalanobis, _batch_mv, _precision_to_scale_tril
 from torch.distributions.utils import lazy_property
 
+from tmixture.special import digamma_remainder, log_gamma_remainder
+
 __all__ = ["MultivariateStudentT", "log_normalizer"]
 
 
@@ -173,9 +175,9 @@ class MultivariateStudentT(Distribution):
         """Differential entropy in nats, shape `batch`."""
         d = self.event_shape[0]
         is_infinite, df = _split_infinite(self.df)
-        half_df = _wide(df) / 2
-        half_sum = half_df + d / 2
-        expected_kernel = half_sum * (torch.digamma(half_sum) - torch.digamma(half_df))
+        z, h = _wide(df) / 2, d / 2
+        digamma_difference = torch.log1p(h / z) + digamma_remainder(z + h) - digamma_remainder(z)
+        expected_kernel = (z + h) * digamma_difference
         expected_kernel = torch.where(is_infinite, d / 2, expected_kernel)
         return (expected_kernel - self._log_density_at_loc()).to(self.loc.dtype)
 
@@ -185,9 +187,10 @@ class MultivariateStudentT(Distribution):
         return log_normalizer(_wide(self.df), self.event_shape[0]) - half_log_det
 
     def _times_variance_factor(self, scales: Tensor, event_dims: int) -> Tensor:
-        df = self.df[(...,) + (None,) * event_dims]
+        is_infinite, df = _split_infinite(self.df[(...,) + (None,) * event_dims])
         undefined = torch.where(df > 1, math.inf, math.nan).to(df.dtype)
-        return torch.where(df > 2, scales / (1 - 2 / df), undefined)
+        varying = torch.where(df > 2, scales * (df / (df - 2)), undefined)
+        return torch.where(is_infinite, scales, varying)
 
     def _expand_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.expand(self._batch_shape + self._event_shape + self._event_shape)
@@ -212,13 +215,5 @@ def log_normalizer(df: Tensor, d: int) -> Tensor:
     """
     is_infinite, df = _split_infinite(df)
     z, h = df / 2, d / 2
-    gamma_ratio = (z + h - 0.5) * torch.log1p(h / z) - h + _stirling_remainder(z + h) - _stirling_remainder(z)
+    gamma_ratio = (z + h - 0.5) * torch.log1p(h / z) - h + log_gamma_remainder(z + h) - log_gamma_remainder(z)
     return torch.where(is_infinite, 0.0, gamma_ratio) - h * math.log(2 * math.pi)
-
-
-def _stirling_remainder(z: Tensor) -> Tensor:
-    """`lgamma(z) − ((z−½)·log(z) − z + ½·log(2π))`: by its series (DLMF 5.11.1) from z = 20, exact there to 1e-15."""
-    small, large = z.clamp(max=20.0), z.clamp(min=20.0)
-    exact = torch.lgamma(small) - (small - 0.5) * small.log() + small - 0.5 * math.log(2 * math.pi)
-    series = (1 / 12 - (1 / 360 - (1 / 1260 - 1 / 1680 / large**2) / large**2) / large**2) / large
-    return torch.where(z < 20.0, exact, series)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tmixture.special import digamma_remainder, trigamma_remainder
+
 # Newton steps: the start is off by 1.5 % at most, and each step squares that.
 NEWTON_STEPS = 4
 
@@ -27,19 +29,15 @@ def solve_dof(constant: Tensor, bounds: tuple[float, float]) -> Tensor:
         ν, of the constant's shape.
     """
     low, high = (constant.new_full((), bound / 2) for bound in bounds)
-    target = (-constant).clamp(_log_minus_digamma(high), _log_minus_digamma(low))
+    target = (-constant).clamp(-digamma_remainder(high), -digamma_remainder(low))
     x = (3 - target + ((target - 3).square() + 24 * target).sqrt()) / (12 * target)
     for _ in range(NEWTON_STEPS):
-        slope = 1 - x * torch.special.polygamma(1, x)  # of log x − ψ(x), times x
-        x = (x / (1 + (_log_minus_digamma(x) - target) / slope)).clamp(low, high)
+        excess = -digamma_remainder(x) - target
+        x = (x / (1 - excess / trigamma_remainder(x))).clamp(low, high)
     return 2 * x
-
-
-def _log_minus_digamma(x: Tensor) -> Tensor:
-    return x.log() - torch.digamma(x)
 
 
 def expected_log_correction(dof: Tensor, d: int) -> Tensor:
     """ψ((ν+d)/2) − log((ν+d)/2): what turns log E[U] into E[log U], given x; 0 where ν = ∞."""
     half = (torch.where(dof.isinf(), 1.0, dof) + d) / 2
-    return torch.where(dof.isinf(), 0.0, torch.digamma(half) - half.log())
+    return torch.where(dof.isinf(), 0.0, digamma_remainder(half))

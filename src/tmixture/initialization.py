@@ -126,20 +126,24 @@ def nearest(x: Tensor, centres: Tensor) -> Tensor:
     return torch.cat([torch.addmm(norms, block, centres.T, alpha=-2).argmin(1) for block in blocks])
 
 
+class TooFewRowsError(ValueError):
+    """There are fewer rows than components, in all processes together."""
+
+
 def rows_to_start_from(
     chunks: Chunks, n_components: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
 ) -> Sample:
     """The rows that initialisation works on, the same in all processes that share their data.
 
     Raises:
-        ValueError: there are fewer rows than components.
+        TooFewRowsError: there are fewer rows than components.
     """
     size = sample_size(n_components, chunks.n_features)
     sample = draw_sample(chunks, size, dtype, generator, shared=shared)
     if sample.rows == 0:
         raise ValueError("sample_weight is zero for every row" if chunks.rows else "data is empty in all processes")
     if sample.rows < n_components:
-        raise ValueError(
+        raise TooFewRowsError(
             f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
         )
     return without_stray_rows(sample, n_components)

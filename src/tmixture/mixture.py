@@ -335,10 +335,10 @@ class StudentTMixture(MixtureModel):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a safetensors file: settings, parameters and the statistics of a stream.
 
-        The generator is not saved unless it is a seed.
+        The generator is not saved unless it is a seed, nor is `train_by_gradients`, to be called again after `load`.
         """
         record = {name: getattr(self, name) for name in RECORD}
-        files.write(path, self.state_dict(), files.encoded(self.settings()), record)
+        files.write(path, self.plain_state(), files.encoded(self.settings()), record)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:

@@ -220,6 +220,11 @@ class MixtureModel(nn.Module):
         scale = self.structure(**{name: getattr(self, name) for name in self.structure.constraints})
         return Parameters(self.weights, self.means, scale, self.dof)
 
+    def plain_state(self) -> dict[str, Tensor]:
+        """The `state_dict` that the mixture would have without `train_by_gradients`."""
+        state = {name: x for name, x in self.state_dict().items() if not name.startswith("parametrizations.")}
+        return {**state, **self.snapshot().tensors()}
+
     def adopt(self, parameters: Parameters) -> None:
         """Make these the parameters of the module."""
         with torch.no_grad():
@@ -238,7 +243,7 @@ class MixtureModel(nn.Module):
         """Turn the parameters into `nn.Parameter`s, so that an optimizer can train them through `log_prob`.
 
         Weights stay on the simplex, scales positive definite and finite ν positive. `fit` still works. It cannot be
-        undone, and the module can then be saved by `state_dict` but not pickled.
+        undone, and the module can then no longer be pickled.
         """
         tensors = {"weights": constraints.simplex, "means": constraints.real, **self.structure.constraints}
         if not self.dof.isinf().any():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,7 @@ BINS = 50
 SHOWN_SHARE, SHOWN_QUANTILES = 0.95, (0.005, 0.995)
 
 LIGHT, MEDIUM, DARK = "0.75", "0.45", "0.0"
+LINE_STYLES = ("o-", "s--", "^:", "d-.")
 
 
 @torch.no_grad()
@@ -95,13 +97,21 @@ def history(mixture: StudentTMixture, *, ax: Axes | None = None) -> Axes:
 
 
 def criterion(selection: Selection, *, ax: Axes | None = None) -> Axes:
-    """The three information criteria against the number of components, and the one that `select_components` chose."""
+    """The criterion against the number of components, and what `select_components` chose.
+
+    There is a line for each of the three information criteria, or of the one that was chosen by for each structure, if
+    several were tried.
+    """
     ax = _axes(ax)
-    K = [candidate.n_components for candidate in selection.candidates]
-    for name, style, color in (("bic", "o-", DARK), ("aic", "s--", MEDIUM), ("icl", "^:", MEDIUM)):
-        values = [getattr(candidate, name) for candidate in selection.candidates]
-        ax.plot(K, values, style, color=color, label=name.upper())
-    chosen = next(c for c in selection.candidates if c.n_components == selection.best.n_components)
+    tried = selection.candidates
+    structures = list(dict.fromkeys(candidate.covariance_type for candidate in tried))
+    lines = {name.upper(): (name, tried) for name in ("bic", "aic", "icl")}
+    if len(structures) > 1:
+        lines = {s: (selection.criterion, [c for c in tried if c.covariance_type == s]) for s in structures}
+    for (label, (name, fitted)), style in zip(lines.items(), cycle(LINE_STYLES)):
+        color = DARK if name == selection.criterion else MEDIUM
+        ax.plot([c.n_components for c in fitted], [getattr(c, name) for c in fitted], style, color=color, label=label)
+    chosen = selection.chosen
     ax.plot(chosen.n_components, getattr(chosen, selection.criterion), "*", color=DARK, markersize=14, label="chosen")
     ax.set(xlabel="number of components K", ylabel="criterion (smaller is better)")
     _count_on(ax)

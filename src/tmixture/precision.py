@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -34,31 +35,75 @@ def exact_arithmetic(device: torch.device, *, allow_tf32: bool = False) -> Itera
 
 @contextmanager
 def _float32_arithmetic(device: torch.device, allow_tf32: bool) -> Iterator[None]:
-    with torch.autocast(device_type=device.type, enabled=False), _products(device, "tf32" if allow_tf32 else "ieee"):
+    wanted = "tf32" if allow_tf32 and device.type == "cuda" else "ieee"
+    with torch.autocast(device_type=device.type, enabled=False), _setting_of(device).hold(wanted):
         yield
 
 
-@contextmanager
-def _products(device: torch.device, precision: str) -> Iterator[None]:
-    """Products of float32 matrices in this precision, "ieee" or "tf32"; the latter on a GPU alone."""
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
-        told = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+class _Setting:
+    """How the process multiplies float32 matrices on one kind of device, and which precision its threads want.
+
+    Torch has one setting for all threads. While any of them wants "ieee", it is that; when all have what they wanted,
+    it is what others have set it to, before or meanwhile.
+
+    Args:
+        read: returns what torch is told.
+        write: tells torch.
+        names: what torch calls the two precisions.
+    """
+
+    def __init__(self, read: Callable[[], str], write: Callable[[str], None], names: dict[str, str]) -> None:
+        self.read, self.write, self.names = read, write, names
+        self.lock = Lock()
+        self.wanted: dict[int, list[str]] = {}  # by each thread, the innermost block last
+        self.told = self.written = ""
+
+    @contextmanager
+    def hold(self, precision: str) -> Iterator[None]:
+        """A block whose products have this precision at least."""
+        thread = get_ident()
+        with self.lock:
+            self.wanted.setdefault(thread, []).append(precision)
+            self._apply()
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(told)
-        return
-    settings = {"cuda": torch.backends.cuda.matmul, "cpu": getattr(torch.backends.mkldnn, "matmul", None)}
-    setting: Any = settings.get(device.type)
-    wanted = precision if device.type == "cuda" else "ieee"
-    told = getattr(setting, "fp32_precision", "none")
-    # "none" is torch's default, which is "ieee". It stays, so that it can still follow torch.backends.fp32_precision.
-    if told == "none" and wanted == "ieee":
-        yield
-        return
-    setting.fp32_precision = wanted
-    try:
-        yield
-    finally:
-        setting.fp32_precision = told
+            with self.lock:
+                self.wanted[thread].pop()
+                if not self.wanted[thread]:
+                    del self.wanted[thread]
+                self._apply()
+
+    def _apply(self) -> None:
+        now = self.read()
+        if now != self.written:  # by others
+            self.told = now
+        innermost = {stack[-1] for stack in self.wanted.values()}
+        value = self.told
+        # "none" is torch's default, which is "ieee". It stays, and so follows torch.backends.fp32_precision still.
+        if innermost and not ("ieee" in innermost and self.told == "none"):
+            value = self.names["ieee" if "ieee" in innermost else "tf32"]
+        if value != now:
+            self.write(value)
+        self.written = value
+
+
+def _setting_of(device: torch.device) -> _Setting:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        return _ONE_FOR_ALL
+    return _SETTINGS.get(device.type, _NONE)
+
+
+def _backend(matmul: Any) -> _Setting:
+    return _Setting(
+        lambda: str(matmul.fp32_precision),
+        lambda value: setattr(matmul, "fp32_precision", value),
+        {"ieee": "ieee", "tf32": "tf32"},
+    )
+
+
+_ONE_FOR_ALL = _Setting(
+    torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, {"ieee": "highest", "tf32": "high"}
+)
+_SETTINGS = {"cuda": _backend(torch.backends.cuda.matmul), "cpu": _backend(torch.backends.mkldnn.matmul)}
+_NONE = _Setting(lambda: "none", lambda value: None, {})

@@ -1,4 +1,4 @@
-"""Choosing the number of components by an information criterion."""
+"""Choosing the number of components, and the structure of their scales, by an information criterion."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tmixture import validation
+import numpy as np
+from torch import Tensor
+
+from tmixture import notices, validation
 from tmixture.chunks import Data
+from tmixture.initialization import TooFewRowsError
 from tmixture.mixture import StudentTMixture
+from tmixture.scales import STRUCTURES
 
 Criterion = Literal["bic", "aic", "icl"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One fitted number of components, with its criteria; smaller is better.
+    """One fitted mixture, with its criteria; smaller is better.
 
     Attributes:
         n_components: K.
+        covariance_type: the structure.
         log_likelihood: the mean per unit of sample weight.
         n_free_parameters: p of the criteria.
         bic: the Bayesian information criterion.
@@ -29,6 +35,7 @@ class Candidate:
     """
 
     n_components: int
+    covariance_type: str
     log_likelihood: float
     n_free_parameters: int
     bic: float
@@ -45,21 +52,29 @@ class Selection:
     Attributes:
         best: the fitted mixture with the smallest criterion.
         criterion: the name of the criterion.
-        candidates: one entry per number of components, in the order tried. `pandas.DataFrame(candidates)` works.
+        candidates: one entry per fitted mixture, in the order tried. `pandas.DataFrame(candidates)` works.
     """
 
     best: StudentTMixture
     criterion: Criterion
     candidates: list[Candidate]
 
+    @property
+    def chosen(self) -> Candidate:
+        """The entry of `best`."""
+        return _smallest(self.candidates, self.criterion)
+
     def __repr__(self) -> str:
-        head = f"{'K':>6} {'log-likelihood':>15} {'parameters':>10} {'BIC':>14} {'AIC':>14} {'ICL':>14} {'EM steps':>9}"
+        head = (
+            f"{'K':>6} {'scales':>9} {'log-likelihood':>15} {'parameters':>10} "
+            f"{'BIC':>14} {'AIC':>14} {'ICL':>14} {'EM steps':>9}"
+        )
         lines = [head]
         for c in self.candidates:
-            mark = " <- " + self.criterion if c.n_components == self.best.n_components else ""
+            mark = " <- " + self.criterion if c is self.chosen else ""
             steps = f"{c.n_iter}{'' if c.converged else '+'}"
             lines.append(
-                f"{c.n_components:6d} {c.log_likelihood:15.5f} {c.n_free_parameters:10d} "
+                f"{c.n_components:6d} {c.covariance_type:>9} {c.log_likelihood:15.5f} {c.n_free_parameters:10d} "
                 f"{c.bic:14.1f} {c.aic:14.1f} {c.icl:14.1f} {steps:>9}{mark}"
             )
         return "\n".join(lines)
@@ -69,18 +84,30 @@ def select_components(
     data: Data,
     n_components: Iterable[int],
     n_features: int,
+    sample_weight: Tensor | np.ndarray | None = None,
     *,
     criterion: Criterion = "bic",
+    covariance_type: str | Iterable[str] = "diag",
+    rank: int | None = None,
     **settings: Any,
 ) -> Selection:
     """Fit a mixture for each number of components, and choose by a criterion.
+
+    All arguments are checked before the first fit. Numbers of components for which there are too few rows are left out,
+    with a warning.
 
     Args:
         data: whatever `StudentTMixture.fit` takes.
         n_components: the numbers to try, such as `range(1, 11)`.
         n_features: d.
+        sample_weight: (N,), as for `StudentTMixture.fit`.
         criterion: "bic", "aic" or "icl".
+        covariance_type: the structure, or several to try with each number, such as `["full", "diag"]`.
+        rank: of those structures that take one.
         **settings: further arguments of `StudentTMixture`.
+
+    Raises:
+        ValueError: an argument is wrong, or there are too few rows for each of the numbers.
 
     Examples:
         >>> selection = select_components(torch.randn(300, 2), range(1, 4), 2, covariance_type="full", generator=0)
@@ -88,26 +115,48 @@ def select_components(
         1
     """
     criterion = validation.one_of(criterion, ("bic", "aic", "icl"), "criterion")
-    numbers = list(dict.fromkeys(n_components))
-    if not numbers:
-        raise ValueError("n_components is empty: at least one number of components is needed")
+    if isinstance(n_components, (int, np.integer)):
+        raise ValueError(f"n_components must be the numbers to try, such as [{n_components}], got {n_components}")
+    structures = [covariance_type] if isinstance(covariance_type, str) else list(dict.fromkeys(covariance_type))
+    with_rank = [structure for structure in structures if structure in STRUCTURES and STRUCTURES[structure].takes_rank]
+
+    def unfitted(K: int, structure: str) -> StudentTMixture:
+        own_rank = rank if structure in with_rank or not with_rank else None
+        return StudentTMixture(K, n_features, covariance_type=structure, rank=own_rank, **settings)
+
+    pairs = [(K, structure) for K in dict.fromkeys(n_components) for structure in structures]
+    if not pairs:
+        raise ValueError(f"{'n_components' if structures else 'covariance_type'} is empty: at least one is needed")
+    for pair in pairs:
+        unfitted(*pair)  # raises what is wrong with the arguments
     best: StudentTMixture | None = None
     candidates: list[Candidate] = []
-    smallest = float("inf")
-    for K in numbers:
-        mixture = StudentTMixture(K, n_features, **settings).fit(data)
-        candidate = _evaluate(mixture, data)
-        candidates.append(candidate)
-        if best is None or getattr(candidate, criterion) < smallest:
-            best, smallest = mixture, getattr(candidate, criterion)
-    assert best is not None
+    too_few: dict[int, TooFewRowsError] = {}
+    for K, structure in pairs:
+        try:
+            mixture = unfitted(K, structure).fit(data, sample_weight)
+        except TooFewRowsError as error:
+            too_few[K] = error
+            continue
+        candidates.append(_evaluate(mixture, data, sample_weight))
+        if candidates[-1] is _smallest(candidates, criterion):
+            best = mixture
+    if best is None:
+        raise next(iter(too_few.values()))
+    if too_few:
+        notices.warn(f"n_components={list(too_few)} left out: {list(too_few.values())[-1]}")
     return Selection(best, criterion, candidates)
 
 
-def _evaluate(mixture: StudentTMixture, data: Data) -> Candidate:
-    criteria = mixture.information_criteria(data)
+def _smallest(candidates: list[Candidate], criterion: Criterion) -> Candidate:
+    return min(candidates, key=lambda candidate: getattr(candidate, criterion))
+
+
+def _evaluate(mixture: StudentTMixture, data: Data, sample_weight: Tensor | np.ndarray | None) -> Candidate:
+    criteria = mixture.information_criteria(data, sample_weight)
     return Candidate(
         n_components=mixture.n_components,
+        covariance_type=mixture.covariance_type,
         log_likelihood=criteria["log_likelihood"],
         n_free_parameters=mixture.n_free_parameters,
         bic=criteria["bic"],

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tmixture.chunks import as_tensor, check_finite
+from tmixture.arrays import as_tensor
+from tmixture.chunks import check_finite
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 # Rows that are read at a time.
@@ -59,7 +60,7 @@ class Shards:
             for path in self.paths:
                 rows = _open(path, self.name)
                 for start in range(0, len(rows), BLOCK_ROWS):
-                    block = as_tensor(rows[start : start + BLOCK_ROWS])
+                    block = as_tensor(rows[start : start + BLOCK_ROWS], str(path))
                     if not self._is_checked:
                         check_finite(block, start, str(path))
                     yield block

@@ -16,7 +16,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmixture import diagnostics
-from tmixture.chunks import as_tensor, chunk_size
+from tmixture.arrays import as_tensor
+from tmixture.chunks import chunk_size
 from tmixture.mixture import StudentTMixture
 
 FLOATS = [np.float64, np.float32]
@@ -222,7 +223,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
     def _apply(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:
         """The function's values for all rows, computed a chunk at a time on the mixture's device."""
         means = self.mixture_.means
-        blocks = as_tensor(X).split(self.chunk_size or chunk_size(*means.shape))
+        blocks = as_tensor(X, "X").split(self.chunk_size or chunk_size(*means.shape))
         return torch.cat([function(block.to(means.device)).cpu() for block in blocks]).numpy()
 
     def _parameter(self, name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tmixture.arrays import as_array, as_tensor
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.step_sizes import StepSize
 
@@ -86,7 +87,7 @@ def init(value: Any, options: tuple[str, ...], n_components: int, n_features: in
     """A named initialisation or means (K, d)."""
     if isinstance(value, str):
         return one_of(value, options, "init")
-    means = None if value is None else torch.as_tensor(value).detach()
+    means = None if value is None else as_tensor(value, "init").detach()
     if means is None or tuple(means.shape) != (n_components, n_features) or not means.isfinite().all():
         got = value if means is None else f"a tensor of shape {tuple(means.shape)}"
         raise ValueError(
@@ -132,19 +133,16 @@ def floating(dtype: torch.dtype) -> torch.dtype:
 
 def batch(x: Any, n_features: int) -> Tensor:
     """Rows (n, d) as a tensor of real numbers."""
-    if not isinstance(x, Tensor):
-        x = torch.as_tensor(np.asarray(x))
+    x = as_tensor(as_array(x, "x") if isinstance(x, (list, tuple)) else x, "x")
     if x.dim() != 2 or x.shape[1] != n_features:
         hint = "; one row is x[None]" if x.dim() == 1 else ""
         raise ValueError(f"x must have shape (N, {n_features}), got {tuple(x.shape)}{hint}")
-    if x.is_complex():
-        raise ValueError(f"x must hold real numbers, got dtype {x.dtype}")
     return x
 
 
 def means(value: Any) -> Tensor:
     """Finite means (K, d)."""
-    given = torch.as_tensor(value).detach()
+    given = as_tensor(value, "means").detach()
     if given.dim() != 2:
         raise ValueError(f"means must have shape (K, d), got {tuple(given.shape)}")
     if not given.isfinite().all():
@@ -156,7 +154,7 @@ def means(value: Any) -> Tensor:
 
 def covariance_matrices(value: Any, n_components: int, n_features: int) -> Tensor:
     """Scale matrices (K, d, d), positive definite."""
-    matrices = torch.as_tensor(value).detach()
+    matrices = as_tensor(value, "scales").detach()
     shape = (n_components, n_features, n_features)
     if tuple(matrices.shape) != shape:
         raise ValueError(f"scales must have shape {shape}, got {tuple(matrices.shape)}")
@@ -168,7 +166,7 @@ def covariance_matrices(value: Any, n_components: int, n_features: int) -> Tenso
 
 def weights(value: Any, n_components: int) -> Tensor:
     """Mixture weights (K,), not negative, not all zero."""
-    given = torch.as_tensor(value).detach()
+    given = as_tensor(value, "weights").detach()
     if tuple(given.shape) != (n_components,) or not ((given >= 0) & given.isfinite()).all() or not given.sum() > 0:
         raise ValueError(f"weights must be {n_components} numbers that are not negative, nor all zero; got {value!r}")
     return given

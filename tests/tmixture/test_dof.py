@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,14 @@ def test_many_equations_at_once():
     roots = solve_dof(constant, (1e-4, 1e6))
     assert roots.shape == (6, 10)
     np.testing.assert_allclose(roots.flatten(), nu, rtol=1e-8)
+
+
+@pytest.mark.parametrize("nu", [0.01, 39.9, 40.1, 1e4, 1e9, 1e16, 1e30])
+def test_the_root_keeps_its_digits_however_large_it_is(nu):
+    with mpmath.workdps(80):
+        constant = float(mpmath.digamma(mpmath.mpf(nu) / 2) - mpmath.log(mpmath.mpf(nu) / 2))
+    root = float(solve_dof(torch.tensor(constant, dtype=torch.float64), (1e-3, 1e40)))
+    assert root == pytest.approx(nu, rel=1e-12)
 
 
 @pytest.mark.parametrize(("constant", "bound"), [(0.0, 200.0), (3.0, 200.0), (-4.0, 0.5), (-1e9, 0.5)])

@@ -71,6 +71,27 @@ def test_any_settings_at_any_time(settings, seen, tmp_path):
     assert_same(mixture.partial_fit(rows(seed=1)), loaded.partial_fit(rows(seed=1)))
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("dof", [4.0, [float("inf"), 2.0]])
+def test_what_gradients_trained_comes_back_as_if_fitted(structure, dof, tmp_path):
+    x = rows(dtype=torch.float64)
+    mixture = StudentTMixture(2, 3, dof=dof, **of(structure), generator=0, dtype=torch.float64)
+    mixture = mixture.partial_fit(x).train_by_gradients()
+    optimizer = torch.optim.Adam(mixture.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-mixture.log_prob(x).mean()).backward()
+        optimizer.step()
+    mixture.save(tmp_path / "m")
+    loaded = StudentTMixture.load(tmp_path / "m")
+    assert torch.equal(loaded.log_prob(x), mixture.log_prob(x))
+    assert list(loaded.parameters()) == []
+    again = StudentTMixture.load(tmp_path / "m").train_by_gradients()
+    torch.testing.assert_close(again.log_prob(x), mixture.log_prob(x), rtol=1e-10, atol=1e-10)
+    assert_same(loaded.partial_fit(x[:50]), StudentTMixture.load(tmp_path / "m").partial_fit(x[:50]))
+    torch.testing.assert_close(mixture.partial_fit(x[:50]).log_prob(x), loaded.log_prob(x), rtol=1e-9, atol=1e-9)
+
+
 def test_a_step_size_that_is_a_function_cannot_be_saved(tmp_path):
     mixture = StudentTMixture(3, 3, step_size=lambda t: 1 / t).fit(rows())
     with pytest.raises(ValueError, match="step_size is a function"):

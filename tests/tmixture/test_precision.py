@@ -1,5 +1,9 @@
 """Distances stay exact where a training has lowered the precision of its products."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
+from threading import Event, Thread
+
 import pytest
 import torch
 
@@ -70,3 +74,76 @@ def test_older_versions_of_torch_have_one_setting_for_all(lowered, monkeypatch):
     with full_precision(CUDA, allow_tf32=True):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == lowered
+
+
+def running(block):
+    """Enter a block in a thread of its own; returns what makes the thread leave it."""
+    inside, leave = Event(), Event()
+
+    def run():
+        with block:
+            inside.set()
+            leave.wait(60)
+
+    thread = Thread(target=run)
+    thread.start()
+    assert inside.wait(60)
+
+    def end():
+        leave.set()
+        thread.join(60)
+
+    return end
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("ends", list(permutations(range(3))))
+def test_threads_leave_torch_as_it_was_in_whatever_order_they_end(lowered, ends, older, monkeypatch):
+    if older:
+        monkeypatch.setattr("torch.backends.cuda.matmul", object())
+
+    def now():
+        return torch.get_float32_matmul_precision() if older else settings()[0]
+
+    before = now()
+    wanted = [False, True, False]
+    leave = [running(full_precision(CUDA, allow_tf32=allow_tf32)) for allow_tf32 in wanted]
+    for i in ends:
+        assert now() in {"ieee", "none", "highest"} or all(wanted)
+        leave[i]()
+        wanted[i] = True  # as if it had nothing against it
+    assert now() == before
+
+
+def test_a_block_within_another_has_what_it_asks_for(lowered):
+    before = settings()
+    with full_precision(CUDA):
+        with full_precision(CUDA, allow_tf32=True):
+            assert settings()[0] == "tf32"
+        assert settings()[0] in {"ieee", "none"}
+    assert settings() == before
+
+
+def test_what_torch_is_told_meanwhile_is_for_afterwards():
+    with full_precision(CPU):
+        torch.set_float32_matmul_precision("medium")
+        wanted = settings()
+        with full_precision(CPU):
+            assert settings()[1] == "ieee"
+        assert settings()[1] == "ieee"
+    assert settings() == wanted
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_concurrent_fits_leave_torch_as_it_was(lowered):
+    before = settings(), torch.get_float32_matmul_precision()
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+
+    def fit(seed):
+        return StudentTMixture(3, 3, generator=seed, max_iter=5 + seed, tol=0.0).fit(x).predict(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(fit, range(12)))
+    assert (settings(), torch.get_float32_matmul_precision()) == before
+    for seed, labels in enumerate(together):
+        assert torch.equal(labels, fit(seed))

@@ -92,6 +92,17 @@ def test_covariances_exist_above_two_degrees_of_freedom():
     assert spherical.covariances[0].isinf().all()
 
 
+@pytest.mark.parametrize("dof", [1e9, 1e15, 1e30, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_dof_is_nearly_gaussian(dof, dtype):
+    parameters = (torch.ones(2), torch.arange(6, dtype=dtype).reshape(2, 3), torch.eye(3).expand(2, 3, 3))
+    large, gaussian = (StudentTMixture.from_parameters(*parameters, dof=nu) for nu in (dof, float("inf")))
+    x = rows(50, 3).to(dtype)
+    for query in ("log_prob", "responsibilities", "outlier_weights"):
+        torch.testing.assert_close(getattr(large, query)(x), getattr(gaussian, query)(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(large.covariances, gaussian.covariances)
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("dof", [3.0, 12.0, float("inf")])
 def test_samples_have_the_distribution_of_the_mixture(structure, dof):
