@@ -105,5 +105,8 @@ def _backend(matmul: Any) -> _Setting:
 _ONE_FOR_ALL = _Setting(
     torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, {"ieee": "highest", "tf32": "high"}
 )
-_SETTINGS = {"cuda": _backend(torch.backends.cuda.matmul), "cpu": _backend(torch.backends.mkldnn.matmul)}
+_SETTINGS = {
+    "cuda": _backend(torch.backends.cuda.matmul),
+    "cpu": _backend(torch.backends.mkldnn.matmul),  # type: ignore[attr-defined]
+}
 _NONE = _Setting(lambda: "none", lambda value: None, {})
