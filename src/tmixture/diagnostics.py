@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from tmixture.em import Rules
 from tmixture.fitting import Fit
+from tmixture.notices import warn
 
 # A ν this close to a bound, relative to it, lies on it.
 BOUND_TOLERANCE = 1e-5
@@ -16,49 +15,40 @@ class ConvergenceWarning(UserWarning):
 
 
 def warn_about(fit: Fit, rules: Rules, *, tol: float, max_iter: int) -> None:
-    """Warn of what is worth knowing about a finished fit, on behalf of the caller's caller.
+    """Warn of what is worth knowing about a finished fit.
 
     The texts do not change from fit to fit where they can, so that Python shows them once per line of code and not at
     every refit.
     """
     if fit.reseeded:
-        warnings.warn(
+        warn(
             f"components {sorted(set(fit.reseeded))} were left without rows, or collapsed onto a few, and were "
-            "started anew on poorly explained rows. If this keeps happening, use fewer components.",
-            RuntimeWarning,
-            stacklevel=3,
+            "started anew on poorly explained rows. If this keeps happening, use fewer components."
         )
     if fit.degenerate:
         features = sorted({feature for several in fit.degenerate.values() for feature in several})
-        warnings.warn(
+        warn(
             f"components {sorted(fit.degenerate)} have next to no variance in features {features[:10]}, where their "
             "rows have equal values: their likelihood has no bound there, whatever these rows mean. Try n_init=10, "
-            "fewer components, a larger reg_covar, or a covariance_type with fewer parameters.",
-            RuntimeWarning,
-            stacklevel=3,
+            "fewer components, a larger reg_covar, or a covariance_type with fewer parameters."
         )
-    if not fit.step.converged and tol > 0:
-        warnings.warn(
+    if not fit.step.converged and tol > 0 and max_iter > 0:
+        warn(
             f"EM did not converge to tol={tol:g} in max_iter={max_iter} iterations: raise either of "
             "them, or go on from here by another fit with warm_start=True (see tmixture.plot.history; tol=0 runs "
             "max_iter iterations without this warning)",
             ConvergenceWarning,
-            stacklevel=3,
         )
     if not rules.learn_dof:
         return
     dof, (low, high) = fit.step.parameters.dof, rules.dof_bounds
     if (dof <= low * (1 + BOUND_TOLERANCE)).any():
-        warnings.warn(
+        warn(
             f"learned degrees of freedom reached their lower bound {low:g} (see the mixture's dof): such a component "
-            "often holds scattered outliers or repeated rows. Look at its rows, use more components, or fix dof.",
-            RuntimeWarning,
-            stacklevel=3,
+            "often holds scattered outliers or repeated rows. Look at its rows, use more components, or fix dof."
         )
     if (dof >= high * (1 - BOUND_TOLERANCE)).any():
-        warnings.warn(
+        warn(
             f"learned degrees of freedom reached their upper bound {high:g} (see the mixture's dof): these components "
-            "are Gaussian. This is harmless; dof=inf makes them exactly so.",
-            RuntimeWarning,
-            stacklevel=3,
+            "are Gaussian. This is harmless; dof=inf makes them exactly so."
         )

@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmixture import candidates, diagnostics, em, files, fitting, initialization, sampling, streaming, validation
+from tmixture import (
+    candidates,
+    diagnostics,
+    em,
+    files,
+    fitting,
+    initialization,
+    notices,
+    sampling,
+    streaming,
+    validation,
+)
 from tmixture.chunks import Chunks, Data, check_stream_weights
 from tmixture.model import MixtureModel
 from tmixture.numerics import accumulation_dtype, exact
@@ -48,9 +59,9 @@ class StudentTMixture(MixtureModel):
             much more as it is smaller: an absolute number in squared units of the data, or "auto" for 1e-6 of the
             variance of each feature, for which outliers do not count.
         init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
-        n_init: how many starts to try; the fit with the highest likelihood is kept, of those with the fewest components
-            that have next to no variance in a feature.
-        max_iter: upper bound of the M-steps of a fit.
+        n_init: how many starts to try, unless the start is given; the fit with the highest likelihood is kept, of those
+            with the fewest components that have next to no variance in a feature.
+        max_iter: upper bound of the M-steps of a fit; 0 keeps the start.
         tol: a fit has converged when at most this is left of the mean log-likelihood, in nats per row, as Aitken's
             extrapolation of the last steps has it. A fit that ends at `max_iter` gives a `ConvergenceWarning`, unless
             `tol` is 0.
@@ -152,7 +163,7 @@ class StudentTMixture(MixtureModel):
         self.reg_covar = validation.regularization(reg_covar)
         self.init = validation.init(init, tuple(initialization.CENTRES), K, d)
         self.n_init = validation.positive_integer(n_init, "n_init")
-        self.max_iter = validation.positive_integer(max_iter, "max_iter")
+        self.max_iter = validation.whole_number(max_iter, "max_iter")
         self.tol = validation.not_negative(tol, "tol")
         self.scale_update = validation.one_of(scale_update, ("px", "classic"), "scale_update")
         self.step_size = validation.step_size(step_size)
@@ -200,7 +211,7 @@ class StudentTMixture(MixtureModel):
         """
         generator = self._generator()
         fits: list[fitting.Fit] = []
-        with self.exact_arithmetic():
+        with notices.each_once(), self.exact_arithmetic():
             with self.together():
                 chunks = self._chunks_to_fit(data, sample_weight)
                 given = None if responsibilities is None else self.chunks(data, sample_weight, responsibilities)
@@ -210,7 +221,7 @@ class StudentTMixture(MixtureModel):
                 variance = sampling.variances(sample)
                 rules = self._rules(variance)
                 try:
-                    for _ in range(self.n_init):
+                    for _ in range(1 if self._start_is_given(given) else self.n_init):
                         start = self._start(sample, given, rules, variance, generator)
                         fits = [*fits, fitting.Fit()]
                         fitting.run(
@@ -232,7 +243,7 @@ class StudentTMixture(MixtureModel):
                         self._conclude(max(begun, key=lambda fit: fit.merit), rules, chunks)
                     raise
             self._conclude(fits[0], rules, chunks)
-        diagnostics.warn_about(fits[0], rules, tol=self.tol, max_iter=self.max_iter)
+            diagnostics.warn_about(fits[0], rules, tol=self.tol, max_iter=self.max_iter)
         return self
 
     def fit_predict(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> Tensor:
@@ -260,7 +271,7 @@ class StudentTMixture(MixtureModel):
             ValueError: the batch has the wrong shape, or values that are not finite. Nothing has changed then.
             RuntimeError: another process failed, and the message says which and why; or one stopped answering.
         """
-        with self.exact_arithmetic():
+        with notices.each_once(), self.exact_arithmetic():
             with self.together():
                 chunks = self.chunks(batch, sample_weight)
                 check_stream_weights(chunks)
@@ -280,8 +291,10 @@ class StudentTMixture(MixtureModel):
         cls,
         weights: Tensor | np.ndarray,
         means: Tensor | np.ndarray,
-        scales: Tensor | np.ndarray,
+        scales: Tensor | np.ndarray | None = None,
         *,
+        loadings: Tensor | np.ndarray | None = None,
+        noise: Tensor | np.ndarray | None = None,
         dof: float | Tensor | list[float] = 4.0,
         covariance_type: str = "full",
         **settings: Any,
@@ -292,17 +305,25 @@ class StudentTMixture(MixtureModel):
             weights: (K,), not negative, not all zero; they are normalised.
             means: (K, d).
             scales: scale matrices (K, d, d), of which a structure other than "full" keeps the closest it can hold.
+            loadings: Λ (K, d, q) of "lowrank", instead of `scales`.
+            noise: the diagonals (K, d) of Ψ, with `loadings`.
             dof: as for the constructor.
-            covariance_type: as for the constructor.
+            covariance_type: as for the constructor; "lowrank" with `loadings`.
             **settings: further arguments of the constructor.
         """
         means = validation.means(means)
         K, d = means.shape
         settings = {"dtype": means.dtype if means.is_floating_point() else None, **settings}
+        factors = validation.factors(loadings, noise, scales, K, d)
+        if factors is not None:
+            covariance_type, settings = "lowrank", {**settings, "rank": factors["loadings"].shape[2]}
         mixture = cls(K, d, dof=dof, covariance_type=covariance_type, **settings)
         given = validation.weights(weights, K).double()
-        matrices = validation.covariance_matrices(scales, K, d).double()
-        scale = mixture.structure.from_dense(matrices, mixture.rank or 0)
+        if factors is not None:
+            scale = mixture.structure(**factors)
+        else:
+            matrices = validation.covariance_matrices(scales, K, d)
+            scale = mixture.structure.from_dense(matrices, mixture.rank or 0)
         mixture.adopt(Parameters(given / given.sum(), means.double(), scale, mixture.dof.double()))
         return mixture
 
@@ -377,6 +398,11 @@ class StudentTMixture(MixtureModel):
         """How to fit data of these variances (d,)."""
         regularization = fitting.regularization(self.reg_covar, variance)
         return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, self.distributed)
+
+    def _start_is_given(self, responsibilities: Chunks | None) -> bool:
+        """Whether every start would be the same."""
+        continued = self.warm_start and bool(self.fitted)
+        return continued or responsibilities is not None or isinstance(self.init, Tensor)
 
     def _start(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +16,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from typing_extensions import Self
 
-from tmixture import diagnostics
+from tmixture import diagnostics, notices, validation
 from tmixture.arrays import as_tensor
 from tmixture.chunks import chunk_size
 from tmixture.mixture import StudentTMixture
+from tmixture.scales import Scale
 
 FLOATS = [np.float64, np.float32]
+# Settings that `StudentTMixture` does not share.
+OWN = ("random_state", "weights_init", "precisions_init")
 
 
 class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
@@ -37,12 +41,14 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         reg_covar: added to the scale diagonals: an absolute number in squared units of the data, or "auto" for 1e-6 of
             the variance of each feature; see `StudentTMixture`.
         init: "kmeans", "kmeans++", "random", or means (K, d) to start from.
+        weights_init: weights (K,) to start from.
+        precisions_init: inverse scale matrices to start from, in the shape of `scales_`.
         n_init: how many starts to try; the fit with the highest likelihood is kept.
-        max_iter: upper bound of the M-steps of a fit.
+        max_iter: upper bound of the M-steps of a fit; 0 keeps the start.
         tol: a fit has converged when at most this is left of the mean log-likelihood, in nats per row.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
-        warm_start: whether `fit` starts from the parameters of the previous `fit`.
+        warm_start: whether `fit` starts from the parameters of the previous `fit`, but for a `dof` that was set since.
         max_candidates: C, at most K: `fit` compares each row with C promising components only; see `StudentTMixture`.
         chunk_size: rows worked on at a time; chosen from K and d if None.
         random_state: a seed, a `numpy.random.RandomState`, or None for NumPy's global one.
@@ -53,13 +59,19 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         mixture_: the fitted `StudentTMixture`, with the dtype of the training data.
         weights_: (K,) π.
         means_: (K, d) μ.
-        scales_: (K, d, d) scale matrices Σ, whatever the structure.
-        covariances_: (K, d, d) covariance matrices ν/(ν−2)·Σ; infinite where ν ≤ 2.
+        scales_: scale matrices Σ in scikit-learn's shapes: "full" (K, d, d), "tied" (d, d), "diag" (K, d), "spherical"
+            (K,); "lowrank" (K, d, d).
+        covariances_: covariance matrices ν/(ν−2)·Σ in the same shapes, but (K, d, d) for "tied" with different ν;
+            infinite where ν ≤ 2.
+        precisions_: inverse covariance matrices; zero where ν ≤ 2.
+        precisions_cholesky_: their Cholesky factors C, C·Cᵀ = precision, upper triangular; square roots of numbers.
         dof_: (K,) ν.
         labels_: (N,) components of the training data.
         n_iter_: number of M-steps.
         converged_: whether the fit converged; a `ConvergenceWarning` says so if not.
-        lower_bound_: mean log-likelihood of the training data per unit of sample weight.
+        lower_bound_: the mean log-likelihood of the training data per unit of sample weight less the penalty of the
+            regularization, as in `StudentTMixture.history_`.
+        lower_bounds_: the same at every step.
         n_features_in_ (int): d.
         feature_names_in_ (ndarray): names of the features, if the training data had any.
 
@@ -74,6 +86,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
     n_iter_: int
     converged_: bool
     lower_bound_: float
+    lower_bounds_: list[float]
 
     def __init__(
         self,
@@ -85,6 +98,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         rank: int | None = None,
         reg_covar: float | Literal["auto"] = "auto",
         init: str | np.ndarray = "kmeans",
+        weights_init: np.ndarray | None = None,
+        precisions_init: np.ndarray | None = None,
         n_init: int = 1,
         max_iter: int = 100,
         tol: float = 1e-4,
@@ -104,6 +119,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         self.rank = rank
         self.reg_covar = reg_covar
         self.init = init
+        self.weights_init = weights_init
+        self.precisions_init = precisions_init
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
@@ -125,21 +142,22 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
             sample_weight: (N,), not negative. An integer weight counts as that many repeated rows.
         """
         X = validate_data(self, X, dtype=FLOATS)
+        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         mixture = self._new_mixture(X)
         if self.warm_start and hasattr(self, "mixture_"):
-            mixture.load_state_dict(self.mixture_.state_dict())
-        weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+            self._continue_from(self.mixture_, mixture)
+        elif self.weights_init is not None or self.precisions_init is not None:
+            self._start_from_given(mixture, X, weights)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", diagnostics.ConvergenceWarning)  # scikit-learn's own follows below
             mixture.fit(X, weights)
         self.mixture_ = mixture
-        self.n_iter_, self.converged_, self.lower_bound_ = mixture.n_iter_, mixture.converged_, mixture.history_[-1]
+        self.n_iter_, self.converged_ = mixture.n_iter_, mixture.converged_
+        self.lower_bounds_, self.lower_bound_ = mixture.history_, mixture.history_[-1]
         self.labels_ = self._apply(lambda block: mixture.predict(block), X)
-        if not self.converged_:
-            warnings.warn(
-                f"EM did not converge in max_iter={self.max_iter} iterations: raise max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=2,
+        if not self.converged_ and self.max_iter > 0:
+            notices.warn(
+                f"EM did not converge in max_iter={self.max_iter} iterations: raise max_iter or tol", ConvergenceWarning
             )
         return self
 
@@ -163,17 +181,20 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         """Log-likelihood of each row: (N,)."""
         return self._apply(lambda block: self.mixture_.log_prob(block), self._checked(X))
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """The mean log-likelihood of the rows."""
-        return self.mixture_.score(self._checked(X))
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """The mean log-likelihood per unit of sample weight."""
+        X = self._checked(X)
+        return self.mixture_.score(X, sample_weight)
 
     def bic(self, X: Any) -> float:
         """The Bayesian information criterion; smaller is better."""
-        return self.mixture_.bic(self._checked(X))
+        X = self._checked(X)
+        return self.mixture_.bic(X)
 
     def aic(self, X: Any) -> float:
         """Akaike's information criterion; smaller is better."""
-        return self.mixture_.aic(self._checked(X))
+        X = self._checked(X)
+        return self.mixture_.aic(X)
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw points (n_samples, d) and the components (n_samples,) that they come from, using `random_state`."""
@@ -194,23 +215,96 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
 
     @property
     def scales_(self) -> np.ndarray:
-        """Scale matrices (K, d, d)."""
-        return self._parameter("scales")
+        """Scale matrices, in the shape of their structure."""
+        check_is_fitted(self, "mixture_")
+        K, d = self.mixture_.means.shape
+        scale = self.mixture_.snapshot().scale
+        if self.mixture_.covariance_type in ("diag", "spherical"):
+            return scale.whitening.pow(-2).cpu().numpy()
+        dense = scale.dense(K, d)
+        return (dense[0] if self.mixture_.covariance_type == "tied" else dense).cpu().numpy()
 
     @property
     def covariances_(self) -> np.ndarray:
-        """Covariance matrices (K, d, d)."""
-        return self._parameter("covariances")
+        """Covariance matrices, in the shape of their structure."""
+        scales = self.scales_
+        return scales * self._covariance_per_scale(scales)
+
+    @property
+    def precisions_(self) -> np.ndarray:
+        """Inverse covariance matrices, in the shape of their structure."""
+        factors = self.precisions_cholesky_
+        return factors @ factors.swapaxes(-1, -2) if self._has_matrices else factors**2
+
+    @property
+    def precisions_cholesky_(self) -> np.ndarray:
+        """Cholesky factors of the inverse covariance matrices, in the shape of their structure."""
+        scales = self.scales_
+        roots = np.linalg.inv(np.linalg.cholesky(scales)).swapaxes(-1, -2) if self._has_matrices else scales**-0.5
+        return roots * self._covariance_per_scale(scales) ** -0.5
 
     @property
     def dof_(self) -> np.ndarray:
         """Degrees of freedom (K,)."""
         return self._parameter("dof")
 
+    @property
+    def _has_matrices(self) -> bool:
+        return self.mixture_.covariance_type not in ("diag", "spherical")
+
+    def _covariance_per_scale(self, scales: np.ndarray) -> np.ndarray:
+        """ν/(ν−2) of each component, or of all, in a shape that multiplies their scales."""
+        dof = self.mixture_.dof.double()
+        factor = torch.where(dof.isinf(), 1.0, torch.where(dof > 2, dof / (dof - 2), torch.inf))
+        if self.mixture_.covariance_type == "tied" and bool((dof == dof[0]).all()):
+            factor = factor[0]
+        trailing = (1,) * (2 if self._has_matrices else scales.ndim - 1)
+        return factor.cpu().numpy().astype(scales.dtype).reshape(*factor.shape, *trailing)
+
     def _new_mixture(self, X: np.ndarray) -> StudentTMixture:
-        settings = {name: value for name, value in self.get_params(deep=False).items() if name != "random_state"}
+        settings = {name: getattr(self, name) for name in self._get_param_names() if name not in OWN}
         dtype = torch.float32 if X.dtype == np.float32 else torch.float64
         return StudentTMixture(n_features=X.shape[1], generator=self._seed(), dtype=dtype, **settings)
+
+    def _continue_from(self, fitted: StudentTMixture, mixture: StudentTMixture) -> None:
+        """Give a new mixture the parameters of a fitted one, but its own ν where that was set since."""
+        for name in ("n_components", "n_features", "covariance_type", "rank"):
+            before, now = getattr(fitted, name), getattr(mixture, name)
+            if before != now:
+                raise ValueError(f"warm_start=True goes on from a fit with {name}={before!r}, but it is {now!r} now")
+        parameters = fitted.snapshot()
+        if not torch.equal(fitted.initial_dof, mixture.initial_dof.to(fitted.initial_dof)):
+            parameters = replace(parameters, dof=mixture.initial_dof)
+        mixture.adopt(parameters)
+
+    def _start_from_given(self, mixture: StudentTMixture, X: np.ndarray, sample_weight: np.ndarray | None) -> None:
+        """Start where a fit without iterations does, but with the weights and scales that are given."""
+        mixture.max_iter = 0
+        parameters = mixture.fit(X, sample_weight).snapshot()
+        if self.weights_init is not None:
+            weights = validation.weights(self.weights_init, mixture.n_components)
+            parameters = replace(parameters, weights=(weights / weights.sum()).to(mixture.weights))
+        if self.precisions_init is not None:
+            parameters = replace(parameters, scale=self._given_scale(mixture))
+        mixture.adopt(parameters)
+        mixture.max_iter, mixture.warm_start = self.max_iter, True
+
+    def _given_scale(self, mixture: StudentTMixture) -> Scale:
+        """The scales that `precisions_init` is the inverse of."""
+        K, d = mixture.means.shape
+        kind = mixture.covariance_type
+        shape = {"tied": (d, d), "diag": (K, d), "spherical": (K,)}.get(kind, (K, d, d))
+        precisions = as_tensor(self.precisions_init, "precisions_init").to(mixture.means.device, torch.float64)
+        if precisions.shape != shape:
+            raise ValueError(
+                f"precisions_init must have shape {shape} for covariance_type={kind!r}, got {tuple(precisions.shape)}"
+            )
+        if kind in ("diag", "spherical"):
+            if not ((precisions > 0) & precisions.isfinite()).all():
+                raise ValueError("precisions_init must be positive and finite")
+            return mixture.structure.diagonal(1 / precisions.view(K, -1).expand(K, d), mixture.rank or 0)
+        matrices = validation.covariance_matrices(precisions.expand(K, d, d), K, d, "precisions_init")
+        return mixture.structure.from_dense(matrices.inverse(), mixture.rank or 0)
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))

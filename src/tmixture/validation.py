@@ -16,11 +16,21 @@ from tmixture.step_sizes import StepSize
 
 T = TypeVar("T")
 
+# By how much entries of a symmetric matrix may differ from each other, as correlations.
+ASYMMETRY = 1e-4
+
 
 def positive_integer(value: int, name: str) -> int:
     """An integer ≥ 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def whole_number(value: int, name: str) -> int:
+    """An integer ≥ 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be an integer that is not negative, got {value!r}")
     return int(value)
 
 
@@ -152,16 +162,39 @@ def means(value: Any) -> Tensor:
     return given
 
 
-def covariance_matrices(value: Any, n_components: int, n_features: int) -> Tensor:
-    """Scale matrices (K, d, d), positive definite."""
-    matrices = as_tensor(value, "scales").detach()
+def covariance_matrices(value: Any, n_components: int, n_features: int, name: str = "scales") -> Tensor:
+    """Scale matrices (K, d, d), symmetric and positive definite, in float64."""
+    matrices = as_tensor(value, name).detach().double()
     shape = (n_components, n_features, n_features)
     if tuple(matrices.shape) != shape:
-        raise ValueError(f"scales must have shape {shape}, got {tuple(matrices.shape)}")
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(matrices.shape)}")
+    deviations = matrices.diagonal(dim1=1, dim2=2).abs().sqrt()
+    difference = (matrices - matrices.mT).abs() > ASYMMETRY * deviations[:, :, None] * deviations[:, None, :]
+    if difference.any():
+        component = int(difference.nonzero()[0, 0])
+        raise ValueError(f"{name} must be symmetric, but that of component {component} is not")
+    matrices = (matrices + matrices.mT) / 2
     _, failure = torch.linalg.cholesky_ex(matrices)
     if failure.any():
-        raise ValueError(f"scales must be positive definite, but that of component {int(failure.nonzero()[0])} is not")
+        raise ValueError(f"{name} must be positive definite, but that of component {int(failure.nonzero()[0])} is not")
     return matrices
+
+
+def factors(loadings: Any, noise: Any, scales: Any, n_components: int, n_features: int) -> dict[str, Tensor] | None:
+    """The tensors of low-rank scales in float64, from loadings (K, d, q) and noise (K, d); None if `scales` are given."""
+    if (scales is None) == (loadings is None) or (loadings is None) != (noise is None):
+        raise ValueError("either scales, or both loadings and noise must be given")
+    if loadings is None:
+        return None
+    given = as_tensor(loadings, "loadings").detach().double()
+    if given.dim() != 3 or tuple(given.shape[:2]) != (n_components, n_features) or not given.isfinite().all():
+        shape = f"({n_components}, {n_features}, q)"
+        raise ValueError(f"loadings must be finite and of shape {shape}, got shape {tuple(given.shape)}")
+    variance = as_tensor(noise, "noise").detach().double()
+    if tuple(variance.shape) != (n_components, n_features) or not ((variance > 0) & variance.isfinite()).all():
+        shape = f"({n_components}, {n_features})"
+        raise ValueError(f"noise must be positive, finite and of shape {shape}, got shape {tuple(variance.shape)}")
+    return {"whitening": variance.rsqrt(), "loadings": given}
 
 
 def weights(value: Any, n_components: int) -> Tensor:

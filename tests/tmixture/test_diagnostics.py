@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.exceptions import ConvergenceWarning as SklearnConvergenceWarning
 
-from tmixture import ConvergenceWarning, StudentTMixture
+from tmixture import ConvergenceWarning, StudentTMixture, fitting, notices
 from tmixture.sklearn import StudentTMixtureClusterer
 
 
@@ -82,3 +82,37 @@ def test_components_that_were_started_anew_are_reported():
         mixture.fit(x)
     assert mixture.n_reseeded_ >= 3
     assert float(mixture.means.abs().max()) < 10
+
+
+def test_a_kind_of_warning_comes_once_and_says_how_often():
+    def warned_of():
+        with notices.each_once():
+            for _ in range(3):
+                notices.warn("the same")
+            notices.warn("another", UserWarning)
+
+    assert warnings_of(warned_of) == [(RuntimeWarning, "the same (3 times)"), (UserWarning, "another")]
+
+
+def test_warnings_come_after_an_error_too():
+    def fails():
+        with pytest.raises(ZeroDivisionError), notices.each_once():
+            notices.warn("first")
+            raise ZeroDivisionError
+
+    assert warnings_of(fails) == [(RuntimeWarning, "first")]
+
+
+@pytest.mark.parametrize("given", ["init", "responsibilities", "warm_start"])
+def test_a_given_start_is_tried_once(monkeypatch, given):
+    runs, real = [], fitting.run
+    monkeypatch.setattr(fitting, "run", lambda *args, **settings: runs.append(1) or real(*args, **settings))
+    x = rows()
+    mixture = StudentTMixture(2, 2, n_init=3, init=x[:2] if given == "init" else "kmeans", generator=0)
+    mixture.fit(x, responsibilities=torch.arange(400) % 2 if given == "responsibilities" else None)
+    if given == "warm_start":
+        assert len(runs) == 3
+        mixture.warm_start = True
+        runs.clear()
+        mixture.fit(x)
+    assert len(runs) == 1

@@ -175,6 +175,42 @@ def test_from_parameters_checks_them(arguments, message):
         StudentTMixture.from_parameters(*arguments)
 
 
+def test_from_parameters_takes_factors_as_they_are():
+    generator = torch.Generator().manual_seed(0)
+    loadings = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
+    noise = torch.rand(2, 5, generator=generator, dtype=torch.float64) + 0.1
+    means = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    mixture = StudentTMixture.from_parameters([1.0, 3.0], means, loadings=loadings, noise=noise)
+    assert (mixture.covariance_type, mixture.rank) == ("lowrank", 2)
+    torch.testing.assert_close(mixture.loadings, loadings, rtol=0, atol=0)
+    torch.testing.assert_close(mixture.scales, loadings @ loadings.mT + torch.diag_embed(noise))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "either scales, or both loadings and noise must be given"),
+        ({"loadings": torch.ones(2, 3, 1)}, "either scales, or both loadings and noise must be given"),
+        (
+            {"loadings": torch.ones(2, 3, 1), "noise": torch.ones(2, 3), "scales": torch.eye(3).repeat(2, 1, 1)},
+            "either scales, or both loadings and noise must be given",
+        ),
+        ({"loadings": torch.ones(2, 4, 1), "noise": torch.ones(2, 3)}, r"loadings must .* shape \(2, 3, q\), got shape"),
+        ({"loadings": torch.ones(2, 3, 1), "noise": torch.zeros(2, 3)}, r"noise must be positive, finite and"),
+        ({"scales": torch.eye(3).repeat(2, 1, 1).index_fill(1, torch.tensor([0]), 0.5)}, "scales must be symmetric"),
+    ],
+)
+def test_from_parameters_checks_factors_and_symmetry(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        StudentTMixture.from_parameters([1.0, 1.0], torch.zeros(2, 3), **arguments)
+
+
+def test_rounding_is_no_asymmetry():
+    matrix = torch.tensor([[1e6, 1.0], [1.0 + 1e-6, 4e-6]], dtype=torch.float64)
+    mixture = StudentTMixture.from_parameters([1.0], torch.zeros(1, 2, dtype=torch.float64), matrix[None])
+    torch.testing.assert_close(mixture.scales[0], (matrix + matrix.T) / 2)
+
+
 @pytest.mark.parametrize("change", ["in place", "another tensor"])
 def test_the_densities_are_prepared_once_for_the_same_parameters(monkeypatch, change):
     """Asked ten times, a mixture factorises its matrices once; after a change of a buffer it does so anew."""

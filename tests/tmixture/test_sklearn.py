@@ -90,6 +90,8 @@ def test_at_infinite_dof_it_is_gaussian_mixture(structure):
     np.testing.assert_allclose(ours.score_samples(X), reference.score_samples(X), rtol=1e-5)
     np.testing.assert_allclose(ours.predict_proba(X), reference.predict_proba(X), atol=1e-5)
     np.testing.assert_array_equal(ours.labels_, reference.predict(X))
+    for name in ("covariances_", "precisions_", "precisions_cholesky_"):  # in its shapes
+        np.testing.assert_allclose(getattr(ours, name), getattr(reference, name), rtol=1e-4, atol=1e-5, err_msg=name)
     assert ours.score(X) == pytest.approx(reference.score(X))
     assert ours.bic(X) == pytest.approx(reference.bic(X))  # so the free parameters are counted alike
     assert ours.aic(X) == pytest.approx(reference.aic(X))
@@ -109,8 +111,8 @@ def test_attributes_are_those_of_the_mixture():
     mixture = estimator.mixture_
     assert isinstance(mixture, StudentTMixture)
     np.testing.assert_array_equal(estimator.outlier_weights(X), mixture.outlier_weights(torch.from_numpy(X)).numpy())
-    for name in ("weights", "means", "scales", "dof"):
-        np.testing.assert_array_equal(getattr(estimator, name + "_"), getattr(mixture, name).numpy())
+    for name in ("weights", "means", "scales", "dof", "covariances"):
+        np.testing.assert_allclose(getattr(estimator, name + "_"), getattr(mixture, name).numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -149,6 +151,77 @@ def test_warm_start_goes_on():
         straight = StudentTMixtureClusterer(3, max_iter=12, tol=0, random_state=0).fit(X)
     assert bounds == sorted(bounds)
     np.testing.assert_allclose(estimator.means_, straight.means_, rtol=1e-9)
+
+
+@pytest.mark.parametrize("structure", CLOSED_FORM)
+def test_starts_from_given_weights_and_precisions_as_gaussian_mixture_does(structure):
+    X, _ = blobs()
+    rng = np.random.default_rng(3)
+    weights, means = np.array([0.2, 0.5, 0.3]), X[:3] + np.arange(3.0)[:, None]
+    matrices = np.linalg.inv([np.cov(rng.normal(size=(20, 3)).T) for _ in range(3)])
+    variances = matrices.diagonal(axis1=1, axis2=2)
+    precisions = {"full": matrices, "tied": matrices[0], "diag": variances, "spherical": variances[:, 0]}[structure]
+    given = dict(weights_init=weights, precisions_init=precisions, max_iter=3, tol=0, reg_covar=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        reference = GaussianMixture(3, covariance_type=structure, means_init=means, **given).fit(X)
+        ours = StudentTMixtureClusterer(3, dof=np.inf, **of(structure), init=means, **given).fit(X)
+    for name in ("weights_", "means_", "covariances_"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(reference, name), rtol=1e-6, err_msg=name)
+
+
+def test_given_starts_are_checked():
+    X, _ = blobs()
+    with pytest.raises(ValueError, match=r"precisions_init must have shape \(3, 3\) for covariance_type='tied', got"):
+        StudentTMixtureClusterer(2, covariance_type="tied", precisions_init=np.ones((2, 3, 3))).fit(X)
+    with pytest.raises(ValueError, match="precisions_init must be positive and finite"):
+        StudentTMixtureClusterer(2, precisions_init=np.zeros((2, 3))).fit(X)
+    with pytest.raises(ValueError, match="precisions_init must be symmetric, but that of component 0 is not"):
+        slanted = np.eye(3)[None].repeat(2, 0) + np.eye(3, k=1) / 2
+        StudentTMixtureClusterer(2, covariance_type="full", precisions_init=slanted).fit(X)
+    with pytest.raises(ValueError, match="weights must be 2 numbers"):
+        StudentTMixtureClusterer(2, weights_init=[1, 2, 3]).fit(X)
+
+
+def test_warm_start_takes_a_changed_dof_and_refuses_a_changed_shape():
+    X, _ = blobs()
+    estimator = StudentTMixtureClusterer(3, warm_start=True, random_state=0).fit(X)
+    estimator.set_params(dof=30.0).fit(X)
+    np.testing.assert_array_equal(estimator.dof_, 30.0)
+    before = estimator.means_
+    with pytest.raises(ValueError, match="goes on from a fit with n_components=3, but it is 4 now"):
+        estimator.set_params(n_components=4).fit(X)
+    np.testing.assert_array_equal(estimator.means_, before)
+
+
+def test_no_iterations_keep_the_start():
+    X, _ = blobs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimator = StudentTMixtureClusterer(3, init=X[:3], max_iter=0).fit(X)
+    assert estimator.n_iter_ == 0
+    assert not estimator.converged_
+    np.testing.assert_allclose(estimator.means_, X[:3])
+
+
+def test_scores_of_weighted_rows_are_those_of_repeated_rows():
+    X, _ = blobs()
+    weight = np.random.default_rng(1).integers(0, 4, size=len(X))
+    estimator = StudentTMixtureClusterer(3, random_state=0).fit(X)
+    assert estimator.score(X, sample_weight=weight) == pytest.approx(estimator.score(X.repeat(weight, axis=0)))
+    assert estimator.lower_bounds_[-1] == estimator.lower_bound_
+    for question in ("score", "bic", "aic", "predict", "score_samples", "predict_proba", "outlier_weights"):
+        with pytest.raises(NotFittedError):
+            getattr(StudentTMixtureClusterer(), question)(X)
+
+
+def test_heavy_tails_have_no_precision():
+    X, _ = blobs()
+    estimator = StudentTMixtureClusterer(3, dof=[1.0, 4.0, 8.0], covariance_type="tied", random_state=0).fit(X)
+    assert np.isinf(estimator.covariances_[0]).any()
+    np.testing.assert_array_equal(estimator.precisions_[0], 0)
+    for k in (1, 2):
+        np.testing.assert_allclose(estimator.precisions_[k] @ estimator.covariances_[k], np.eye(3), atol=1e-9)
 
 
 def test_candidates_are_passed_on():
@@ -202,6 +275,7 @@ def test_settings_are_those_of_the_mixture_with_the_same_defaults():
     mixture = inspect.signature(StudentTMixture).parameters
     estimator = inspect.signature(StudentTMixtureClusterer).parameters
     of_torch = {"n_features", "step_size", "allow_tf32", "distributed", "generator", "dtype"}
-    assert set(estimator) == set(mixture) - of_torch | {"random_state"}
-    for name in set(estimator) - {"n_components", "random_state"}:
+    own = {"random_state", "weights_init", "precisions_init"}
+    assert set(estimator) == set(mixture) - of_torch | own
+    for name in set(estimator) - {"n_components"} - own:
         assert estimator[name].default == mixture[name].default, name

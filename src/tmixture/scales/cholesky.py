@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
+
+from tmixture.notices import warn
 
 # Column blocks of a triangular factor: wide enough for fast products, narrow enough to skip most of the zero half.
 BLOCK = 128
@@ -30,15 +30,14 @@ def whitenings_of(matrices: Tensor) -> Tensor:
     factors, failures = torch.linalg.cholesky_ex(matrices)
     whitening = inverse_of(factors)
     for k in failures.nonzero()[:, 0].tolist():
-        whitening[k] = whitening_of(matrices[k], f"component {k}")
+        whitening[k] = whitening_of(matrices[k])
     return whitening
 
 
-def whitening_of(covariance: Tensor, name: str) -> Tensor:
+def whitening_of(covariance: Tensor) -> Tensor:
     """W = L⁻¹ of covariance = L·Lᵀ: (d, d) → (d, d), lower triangular.
 
-    A matrix that is not positive definite is repaired by a growing multiple of the identity, with a warning that calls
-    it `name`.
+    A matrix that is not positive definite is repaired by a growing multiple of the identity, with a warning.
     """
     factor, failure = torch.linalg.cholesky_ex(covariance)
     if failure.item():
@@ -48,12 +47,10 @@ def whitening_of(covariance: Tensor, name: str) -> Tensor:
         while failure.item() and added < 1e3 * size:
             added *= 10
             factor, failure = torch.linalg.cholesky_ex(covariance + torch.diag_embed(torch.full_like(diagonal, added)))
-        warnings.warn(
-            f"the scale matrix of {name} was not positive definite; {added:.3g} was added to its diagonal. "
-            "It has too few points for its features: use more data, a larger reg_covar, fewer components or a "
-            "covariance_type with fewer parameters.",
-            RuntimeWarning,
-            stacklevel=2,
+        warn(
+            "a scale matrix was not positive definite, and its diagonal was raised until it was. It has too few "
+            "points for its features: use more data, a larger reg_covar, fewer components or a covariance_type with "
+            "fewer parameters."
         )
     return inverse_of(factor)
 

@@ -69,7 +69,7 @@ class FullScale(Scale):
             factors[k] = inverse_of(factor)
             failures.append(failure)
         for k in torch.stack(failures).nonzero()[:, 0].tolist():  # asked once, as a GPU comes to a halt for it
-            factors[k] = whitening_of(covariance(k), f"component {k}")
+            factors[k] = whitening_of(covariance(k))
         return type(self)(factors)
 
     @classmethod

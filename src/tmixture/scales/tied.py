@@ -62,7 +62,7 @@ class TiedScale(Scale):
 
     def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
         covariance = (scatter + added.sum(0).diag()) / denominator.sum()
-        return type(self)(whitening_of(covariance, "the mixture"))
+        return type(self)(whitening_of(covariance))
 
     def expected_scatter(self, weights: Tensor, n_features: int) -> Tensor:
         return weights.sum() * self.dense(1, n_features)[0]
