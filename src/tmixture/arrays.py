@@ -72,3 +72,18 @@ def check_dense(value: Any, name: str) -> None:
             raise ValueError(f"{name} must hold real numbers, got dtype {value.dtype}")
     elif scipy.sparse.issparse(value):
         raise ValueError(f"{name} must be dense, got a sparse {type(value).__name__}: its toarray() is dense")
+
+
+def check_finite(x: Tensor, first_row: int, name: str) -> None:
+    """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
+    # Sums of squares of a chunk must not overflow in float32. One number for all rows first: it needs no temporaries.
+    if x.numel() == 0 or max(abs(extreme) for extreme in torch.stack(x.aminmax()).tolist()) < 1e15:
+        return
+    bad = ~(x.to(torch.promote_types(x.dtype, torch.float32)).abs().amax(1) < 1e15)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        columns = (~(x[row].abs() < 1e15)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"{name} must be finite and below 1e15 in magnitude, but row {first_row + row} holds "
+            f"{x[row, columns[0]].item()} in column {columns[0]}"
+        )

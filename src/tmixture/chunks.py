@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Union
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import RandomSampler
 
 from tmixture import distributed
-from tmixture.arrays import as_array, as_tensor, check_dense
+from tmixture.arrays import as_array, as_tensor, check_dense, check_finite
 from tmixture.numerics import exact
+from tmixture.shards import open_rows
 
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
 """Rows to learn from; see `Chunks` for what is accepted."""
@@ -26,9 +27,12 @@ CACHED_ELEMENTS = 2**22
 TEMPORARIES, MEMORY_SHARE = 12, 0.25
 LARGEST_CHUNK = 2**18
 
-
 # A row whose weight is less than this share of the largest has none: in float32 it would be lost at random.
 NEGLIGIBLE_WEIGHT = 1e-30
+# Rows that differ by more than this, relative to their norm, are not the same row computed twice.
+SAME = 1e-4
+# Indices that a sampler must give twice.
+COMPARED_INDICES = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Chunks:
     Args:
         data: one of
             a tensor, an array or a memory map of shape (N, d);
-            a path of an `.npy` file, opened as a memory map;
+            the path of a `.npy` file, opened as a memory map, or of an `.npz` or safetensors file with one array;
             a list or tuple of those, taken as shards of one data set;
             an iterable of batches that can be iterated again, such as a `DataLoader`; a batch is a tensor or array
             (n, d), or a tuple or list whose first item is.
@@ -57,8 +61,8 @@ class Chunks:
         responsibilities: labels (N,) or responsibilities (N, K), in the order of the rows.
         n_components: K, to check the responsibilities against.
         in_order: whether something else is kept for each row, so that the rows must keep their order.
-        may_be_empty: whether no rows at all are fine, as where other processes have some: there is one chunk without
-            rows then.
+        shared: whether other processes have rows, too, with weights in the same unit.
+        may_be_empty: whether no rows at all are fine: there is one chunk without rows then.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Chunks:
         responsibilities: Tensor | np.ndarray | None = None,
         n_components: int = 1,
         in_order: bool = False,
+        shared: bool = False,
         may_be_empty: bool = False,
     ) -> None:
         self.may_be_empty = may_be_empty
@@ -83,7 +88,7 @@ class Chunks:
         self.weight_unit = 1.0
         if sample_weight is not None:  # as they are, float32 may not hold them
             weights = _check_weights(sample_weight)
-            self.weight_unit = _unit(weights, shared=may_be_empty)
+            self.weight_unit = _unit(weights, shared=shared)
             self.weights = weights / self.weight_unit
             self.weights[self.weights < NEGLIGIBLE_WEIGHT] = 0
         self.responsibilities = (
@@ -91,21 +96,25 @@ class Chunks:
         )
         self.n_components = n_components
         self.rows: int | None = None  # known after the first pass
-        shuffled = isinstance(getattr(data, "sampler", None), RandomSampler)
-        if shuffled and (in_order or sample_weight is not None or responsibilities is not None):
+        self.in_order = in_order or sample_weight is not None or responsibilities is not None
+        self.first_rows: list[Tensor] = []  # of the chunks of a loader that must keep their order
+        if self.in_order and _shuffles(data):
             raise ValueError(
-                "data is a DataLoader with shuffle=True: sample_weight, responsibilities and what max_candidates "
-                "remembers of each row cannot be matched to its rows: use them with a loader that keeps the order"
+                "data is a DataLoader that brings its rows in another order every time: sample_weight, "
+                "responsibilities and what max_candidates remembers of each row cannot be matched to them: use them "
+                "with a loader that keeps the order (shuffle=False)"
             )
         if isinstance(self.shards, list):
             self._check_lengths(sum(len(shard) for shard in self.shards))
 
     def __iter__(self) -> Iterator[Chunk]:
         start = 0
-        for x in self._regrouped():
+        for number, x in enumerate(self._regrouped()):
             stop = start + len(x)
             if self.rows is not None and stop > self.rows:
                 raise ValueError(self._inconstant(f"at least {stop}"))
+            if self.in_order and not isinstance(self.shards, list):
+                self._check_order(number, x[0], start)
             weight = responsibilities = None
             if self.weights is not None:
                 weight = self.weights[start:stop].to(self.device)
@@ -129,6 +138,17 @@ class Chunks:
 
     def _inconstant(self, now: str) -> str:
         return f"data must bring the same rows at every iteration, but it had {self.rows} rows first and {now} now"
+
+    def _check_order(self, number: int, first_row: Tensor, index: int) -> None:
+        """Raise a `ValueError` if the chunk of this number does not begin as it did at the first pass."""
+        first_row = exact(first_row)
+        if len(self.first_rows) == number:
+            self.first_rows.append(first_row.clone())
+        elif (first_row - self.first_rows[number]).norm() > SAME * self.first_rows[number].norm():
+            raise ValueError(
+                "data must bring its rows in the same order at every iteration, where sample_weight, responsibilities "
+                f"or max_candidates are given, but row {index} is not what it was at the first"
+            )
 
     def _check_lengths(self, rows: int) -> None:
         for name, values in (("sample_weight", self.weights), ("responsibilities", self.responsibilities)):
@@ -194,21 +214,6 @@ def gpu_chunk_size(n_components: int, n_features: int, device: torch.device) -> 
     return 1 << (rows.bit_length() - 1)
 
 
-def check_finite(x: Tensor, first_row: int, name: str) -> None:
-    """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
-    # Sums of squares of a chunk must not overflow in float32. One number for all rows first: it needs no temporaries.
-    if x.numel() == 0 or max(abs(extreme) for extreme in torch.stack(x.aminmax()).tolist()) < 1e15:
-        return
-    bad = ~(x.to(torch.promote_types(x.dtype, torch.float32)).abs().amax(1) < 1e15)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        columns = (~(x[row].abs() < 1e15)).nonzero()[:, 0].tolist()
-        raise ValueError(
-            f"{name} must be finite and below 1e15 in magnitude, but row {first_row + row} holds "
-            f"{x[row, columns[0]].item()} in column {columns[0]}"
-        )
-
-
 def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
     check_dense(data, "data")
     if isinstance(data, (str, os.PathLike)):
@@ -217,7 +222,7 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
         return [data if isinstance(data, (Tensor, np.ndarray)) else np.asarray(data)]
     if isinstance(data, (list, tuple)):
         if all(isinstance(shard, (str, os.PathLike)) for shard in data):
-            return [_open_file(shard) for shard in data]
+            return [open_rows(shard) for shard in data]
         if all(hasattr(shard, "ndim") and shard.ndim == 2 for shard in data):
             return list(data)
         return [as_array(data, "data")]
@@ -234,14 +239,14 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
     return data
 
 
-def _open_file(path: str | os.PathLike[str]) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (EOFError, ValueError) as error:  # neither names the file, as errors of the system do
-        raise ValueError(f"data: {os.fspath(path)} cannot be read as an .npy file: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"data: {os.fspath(path)} must be an .npy file with one array, got {type(array).__name__}")
-    return array
+def _shuffles(data: Any) -> bool:
+    """Whether a loader says by its sampler that its order is not that of its data set, or changes."""
+    sampler = getattr(data, "batch_sampler", None) or getattr(data, "sampler", None)
+    if sampler is None:
+        return False
+    inner = getattr(sampler, "sampler", sampler)
+    one, other = (list(islice(iter(sampler), COMPARED_INDICES)) for _ in range(2))
+    return one != other or getattr(inner, "shuffle", False) is True  # a DistributedSampler shuffles once an epoch
 
 
 def _check_rows(batch: Any, n_features: int) -> None:
@@ -250,7 +255,9 @@ def _check_rows(batch: Any, n_features: int) -> None:
         raise ValueError(f"a batch of data must be a tensor or an array, got {type(batch).__name__}")
     shape = tuple(batch.shape)
     if len(shape) != 2:
-        hint = " (reshape(-1, 1) makes a column of it)" if len(shape) == 1 else ""
+        hint = ""
+        if len(shape) == 1:
+            hint = "; one feature is x[:, None]" if n_features == 1 else "; one row is x[None]"
         raise ValueError(f"data must be two-dimensional (N, {n_features}), got shape {shape}{hint}")
     if shape[1] != n_features:
         raise ValueError(f"data has {shape[1]} features, but the mixture has n_features={n_features}")

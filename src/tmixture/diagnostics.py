@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import torch
+
 from tmixture.em import Rules
 from tmixture.fitting import Fit
 from tmixture.notices import warn
+from tmixture.parameters import Parameters
 
 # A ν this close to a bound, relative to it, lies on it.
 BOUND_TOLERANCE = 1e-5
+# Means that were rounded by more than this share of their component's standard deviation answer other questions.
+ROUNDING_TOLERANCE = 0.05
 
 
 class ConvergenceWarning(UserWarning):
     """A fit has used up its iterations before the log-likelihood settled."""
 
 
-def warn_about(fit: Fit, rules: Rules, *, tol: float, max_iter: int) -> None:
+def features_lost_to_rounding(parameters: Parameters, dtype: torch.dtype) -> list[int]:
+    """The features whose means a dtype cannot hold to a small share of a standard deviation."""
+    deviation = parameters.scale.variances(parameters.n_features).sqrt().to(parameters.means)
+    error = (parameters.means.to(dtype).to(parameters.means) - parameters.means).abs()
+    return (error > ROUNDING_TOLERANCE * deviation).any(0).nonzero()[:, 0].tolist()
+
+
+def warn_about(fit: Fit, rules: Rules, dtype: torch.dtype, *, tol: float, max_iter: int) -> None:
     """Warn of what is worth knowing about a finished fit.
 
     The texts do not change from fit to fit where they can, so that Python shows them once per line of code and not at
@@ -31,6 +43,12 @@ def warn_about(fit: Fit, rules: Rules, *, tol: float, max_iter: int) -> None:
             f"components {sorted(fit.degenerate)} have next to no variance in features {features[:10]}, where their "
             "rows have equal values: their likelihood has no bound there, whatever these rows mean. Try n_init=10, "
             "fewer components, a larger reg_covar, or a covariance_type with fewer parameters."
+        )
+    rounded = features_lost_to_rounding(fit.step.parameters, dtype)
+    if rounded:
+        warn(
+            f"features {rounded[:10]} lie so far from zero that means in {dtype} miss them by more than "
+            f"{ROUNDING_TOLERANCE:g} standard deviations: centre the features, or use dtype=torch.float64."
         )
     if not fit.step.converged and tol > 0 and max_iter > 0:
         warn(

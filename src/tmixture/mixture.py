@@ -209,7 +209,7 @@ class StudentTMixture(MixtureModel):
             ValueError: the data has the wrong shape, NaN or infinite values, or fewer rows than components.
             RuntimeError: another process failed, and the message says which and why; or one stopped answering.
         """
-        generator = self._generator()
+        generator = sampling.as_generator(self.generator)
         fits: list[fitting.Fit] = []
         with notices.each_once(), self.exact_arithmetic():
             with self.together():
@@ -243,7 +243,7 @@ class StudentTMixture(MixtureModel):
                         self._conclude(max(begun, key=lambda fit: fit.merit), rules, chunks)
                     raise
             self._conclude(fits[0], rules, chunks)
-            diagnostics.warn_about(fits[0], rules, tol=self.tol, max_iter=self.max_iter)
+            diagnostics.warn_about(fits[0], rules, self.means.dtype, tol=self.tol, max_iter=self.max_iter)
         return self
 
     def fit_predict(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> Tensor:
@@ -277,10 +277,10 @@ class StudentTMixture(MixtureModel):
                 check_stream_weights(chunks)
                 known = self._known_stream()
                 update = self._begun_stream(chunks) if known is None else self._continued_stream(known, chunks)
-            if update.state is not None:
-                self.running.set(update.state)
             if update.parameters is not None:
                 self.adopt(update.parameters)
+            if update.state is not None:
+                self.running.set(update.state)
             self.n_reseeded_ += update.n_reseeded
         return self
 
@@ -389,11 +389,6 @@ class StudentTMixture(MixtureModel):
         size = candidates.rows_per_chunk(self.n_components * (self.rank or 1), self.n_features)
         return self.chunks(data, sample_weight, size=size, in_order=True)
 
-    def _generator(self) -> torch.Generator | None:
-        if isinstance(self.generator, torch.Generator) or self.generator is None:
-            return self.generator
-        return torch.Generator().manual_seed(int(self.generator))
-
     def _rules(self, variance: Tensor) -> em.Rules:
         """How to fit data of these variances (d,)."""
         regularization = fitting.regularization(self.reg_covar, variance)
@@ -449,14 +444,14 @@ class StudentTMixture(MixtureModel):
             self._rules(known.variance),
             self.step_size,
             self.means.dtype,
-            self._generator(),
+            sampling.as_generator(self.generator),
             # Means that were given wait where they are for their first rows, which may come late in a sorted stream.
             restart=not isinstance(self.init, Tensor),
         )
 
     def _begun_stream(self, batch: Chunks) -> streaming.Update:
         """What the rows of a batch make of a stream that is not under way, with those that waited for them."""
-        generator, dtype = self._generator(), self.means.dtype
+        generator, dtype = sampling.as_generator(self.generator), self.means.dtype
         sample = sampling.draw_sample(batch, sys.maxsize, dtype, generator, shared=self.distributed)
         if sample.rows == 0:
             return streaming.Update()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,8 +20,24 @@ from tmixture.criteria import information_criteria
 from tmixture.density import Density, working_density
 from tmixture.parameters import Parameters
 from tmixture.precision import exact_arithmetic, full_precision
+from tmixture.sampling import as_generator
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.trainable import train_by_gradients
+
+
+Question = TypeVar("Question", bound=Callable[..., Any])
+
+
+def of_any_size(question: Question) -> Question:
+    """Let a question about rows in a tensor also take whatever `fit` takes: one chunk at a time, without gradients."""
+
+    @functools.wraps(question)
+    def asked(self: MixtureModel, x: Data, *args: Any, **settings: Any) -> Any:
+        if isinstance(x, Tensor):
+            return question(self, x, *args, **settings)
+        return self.in_chunks(lambda rows: question(self, rows, *args, **settings), x)
+
+    return cast(Question, asked)
 
 
 class MixtureModel(nn.Module):
@@ -66,16 +84,19 @@ class MixtureModel(nn.Module):
         self._prepared_from: list[tuple[Tensor, int]] = []
 
     # ---------------------------------------------------------------- asking
+    # Rows are a tensor (n, d), of which the answers are differentiable, or data of any size, as for `fit`.
 
-    def forward(self, x: Tensor) -> Tensor:
+    @of_any_size
+    def forward(self, x: Data) -> Tensor:
         """Responsibilities r_ik = p(component k | x_i): (n, d) → (n, K), differentiable."""
         return self.log_joint(x).softmax(1)
 
-    def responsibilities(self, x: Tensor) -> Tensor:
+    def responsibilities(self, x: Data) -> Tensor:
         """The same as `forward`."""
         return self(x)
 
-    def top_responsibilities(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    @of_any_size
+    def top_responsibilities(self, x: Data, k: int) -> tuple[Tensor, Tensor]:
         """The k largest responsibilities of each row, descending, and their components: both (n, k)."""
         if not 1 <= k <= self.n_components:
             raise ValueError(f"k must lie in 1 … n_components={self.n_components}, got {k}")
@@ -83,23 +104,27 @@ class MixtureModel(nn.Module):
         values, components = joint.topk(k, dim=1)
         return (values - joint.logsumexp(1, keepdim=True)).exp(), components
 
-    def log_joint(self, x: Tensor) -> Tensor:
+    @of_any_size
+    def log_joint(self, x: Data) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
         with self.full_precision():
             density, distances = self._distances(x)
             return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
 
-    def component_log_prob(self, x: Tensor) -> Tensor:
+    @of_any_size
+    def component_log_prob(self, x: Data) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
         with self.full_precision():
             density, distances = self._distances(x)
             return density.log_prob(distances).to(self._result_dtype)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    @of_any_size
+    def log_prob(self, x: Data) -> Tensor:
         """Log p(x_i) of the mixture: (n, d) → (n,), differentiable, usable as a (negative) loss."""
         return self.log_joint(x).logsumexp(1)
 
-    def outlier_weights(self, x: Tensor) -> Tensor:
+    @of_any_size
+    def outlier_weights(self, x: Data) -> Tensor:
         """u_ik = (ν_k + d)/(ν_k + δ_ik): (n, d) → (n, K), differentiable.
 
         Near 1 for ordinary points of component k, near 0 for points far from it, exactly 1 where ν = ∞.
@@ -109,9 +134,10 @@ class MixtureModel(nn.Module):
             return density.outlier_weights(distances).to(self._result_dtype)
 
     @torch.no_grad()
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw n points (n, d) and the components (n,) that they come from."""
+    def sample(self, n: int, *, generator: torch.Generator | int | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n points (n, d) and the components (n,) that they come from; `generator` may be a seed."""
         self.require_fitted()
+        generator = as_generator(validation.generator(generator))
         n = validation.positive_integer(n, "n")
         parameters = self.snapshot().to(torch.device("cpu"))
         component = torch.multinomial(parameters.weights.float(), n, replacement=True, generator=generator)
@@ -147,8 +173,27 @@ class MixtureModel(nn.Module):
 
         Takes whatever `fit` takes, one chunk at a time.
         """
+        return self.in_chunks(lambda rows: self.log_joint(rows).argmax(1), data)
+
+    @torch.no_grad()
+    def in_chunks(self, question: Callable[[Tensor], Any], data: Data) -> Any:
+        """What a question answers about each row of data of any size, asked one chunk at a time, without gradients.
+
+        So nothing of size (N, K) is held where fewer numbers are wanted:
+        `mixture.in_chunks(lambda x: mixture.outlier_weights(x).amax(1), data)`.
+
+        Args:
+            question: rows (n, d) → a tensor (n, …), or several of them in a tuple.
+            data: whatever `fit` takes; no rows are fine.
+
+        Returns:
+            The answers about all rows, in their order.
+        """
         self.require_fitted()
-        return torch.cat([self.log_joint(chunk.x).argmax(1) for chunk in self.chunks(data)])
+        answers = [question(chunk.x) for chunk in self.chunks(data, may_be_empty=True)]
+        if isinstance(answers[0], tuple):
+            return tuple(torch.cat(parts) for parts in zip(*answers))
+        return torch.cat(answers)
 
     def score(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
         """The mean log-likelihood per unit of sample weight."""
@@ -192,6 +237,7 @@ class MixtureModel(nn.Module):
         *,
         size: int | None = None,
         in_order: bool = False,
+        may_be_empty: bool = False,
     ) -> Chunks:
         """Data as this mixture works on it: in chunks of finite rows on its device; see `Chunks`."""
         width, device = self.n_components * (self.rank or 1), self.means.device
@@ -205,7 +251,8 @@ class MixtureModel(nn.Module):
             responsibilities=responsibilities,
             n_components=self.n_components,
             in_order=in_order,
-            may_be_empty=self.has_company,
+            shared=self.has_company,
+            may_be_empty=may_be_empty or self.has_company,
         )
 
     # ---------------------------------------------------------------- parameters
@@ -226,7 +273,13 @@ class MixtureModel(nn.Module):
         return {**state, **self.snapshot().tensors()}
 
     def adopt(self, parameters: Parameters) -> None:
-        """Make these the parameters of the module."""
+        """Make these the parameters of the module.
+
+        Raises:
+            ValueError: they are too large or too small for its dtype. Nothing has changed then.
+        """
+        if self.means.dtype is torch.float16:  # every other dtype holds what can be fitted to data below 1e15
+            parameters.check_range(self.means.dtype)
         with torch.no_grad():
             for name, value in parameters.tensors().items():
                 current = getattr(self, name)
@@ -245,6 +298,8 @@ class MixtureModel(nn.Module):
         Weights stay on the simplex, scales positive definite and finite ν positive. `fit` still works. It cannot be
         undone, and the module can then no longer be pickled.
         """
+        with torch.no_grad():  # a weight of zero has no finite unconstrained value
+            self.weights = self.weights.clamp(min=torch.finfo(self.weights.dtype).tiny)
         tensors = {"weights": constraints.simplex, "means": constraints.real, **self.structure.constraints}
         if not self.dof.isinf().any():
             tensors["dof"] = constraints.positive

@@ -37,6 +37,15 @@ class Parameters:
         """A copy on another device or with another dtype."""
         return Parameters(self.weights.to(target), self.means.to(target), self.scale.to(target), self.dof.to(target))
 
+    def check_range(self, dtype: torch.dtype) -> None:
+        """Raise a `ValueError` if a finite number among them is not finite in a dtype."""
+        for name, tensor in self.tensors().items():
+            if bool((tensor.isfinite() & ~tensor.to(dtype).isfinite()).any()):
+                raise ValueError(
+                    f"the {name} of this mixture reach {float(tensor[tensor.isfinite()].abs().max()):.3g}, more than "
+                    f"dtype={dtype} holds: use dtype=torch.float32, or data in other units"
+                )
+
     def take(self, components: Tensor) -> Parameters:
         """The parameters with the given components in the given order; the weights are not renormalised."""
         return Parameters(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.chunks import Chunk, check_finite
+from tmixture.arrays import check_finite
+from tmixture.chunks import Chunk
 from tmixture.numerics import exact
 
 # Elements of the sample: 128 MB in float32.
@@ -45,6 +46,11 @@ class Sample:
         """All rows of two samples that hold all of theirs, with the dtypes of the first."""
         x, weight = torch.cat([self.x, other.x.to(self.x)]), torch.cat([self.weight, other.weight.to(self.weight)])
         return Sample(x, weight, len(x))
+
+
+def as_generator(value: torch.Generator | int | None) -> torch.Generator | None:
+    """A generator as it is, or from a seed; None is torch's default generator."""
+    return torch.Generator().manual_seed(value) if isinstance(value, int) else value
 
 
 def sample_size(n_components: int, n_features: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tmixture.arrays import as_tensor
-from tmixture.chunks import check_finite
+from tmixture.arrays import as_tensor, check_finite
 
-SUFFIXES = (".npy", ".npz", ".safetensors")
+NAMED = (".npz", ".safetensors")
+SUFFIXES = (".npy", *NAMED)
 # Rows that are read at a time.
 BLOCK_ROWS = 16384
 
@@ -41,7 +42,7 @@ class Shards:
         self, paths: list[Path], name: str | None = None, n_features: int | None = None, title: str = "rows"
     ) -> None:
         self.paths, self.name, self.title = paths, name, title
-        shapes = [_open(path, name).shape for path in paths]
+        shapes = [open_rows(path, name).shape for path in paths]
         self.n_features = int(shapes[0][1]) if n_features is None else n_features
         for path, (length, width) in zip(paths, shapes):
             if width != self.n_features or length == 0:
@@ -58,7 +59,7 @@ class Shards:
         """One pass over all rows, in blocks (n, d). The first pass checks that they are finite."""
         with tqdm(total=len(self), desc=self.title, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
             for path in self.paths:
-                rows = _open(path, self.name)
+                rows = open_rows(path, self.name)
                 for start in range(0, len(rows), BLOCK_ROWS):
                     block = as_tensor(rows[start : start + BLOCK_ROWS], str(path))
                     if not self._is_checked:
@@ -91,10 +92,21 @@ def find(places: list[Path], leave_out: str) -> list[Path]:
     return found
 
 
-def _open(path: Path, name: str | None) -> np.ndarray | Tensor:
-    """The rows (n, d) of a file, of which `.npz` alone is read whole into memory."""
+def open_rows(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray | Tensor:
+    """The rows (n, d) of a file, of which `.npz` alone is read whole into memory.
+
+    Args:
+        path: a `.npy`, `.npz` or safetensors file.
+        name: of the array in a file of named arrays; not needed where there is only one.
+
+    Raises:
+        ValueError: the file cannot be read, or does not hold rows of real numbers; the message names it.
+    """
+    path = Path(path)
     try:
-        rows = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _member(path, name)
+        rows = _member(path, name) if path.suffix in NAMED else np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise
     except (OSError, EOFError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     is_real = not rows.dtype.is_complex if isinstance(rows, Tensor) else rows.dtype.kind in "fiub"
@@ -107,10 +119,17 @@ def _open(path: Path, name: str | None) -> np.ndarray | Tensor:
 
 def _member(path: Path, name: str | None) -> np.ndarray | Tensor:
     """The array of that name, or the only one, in a file of named arrays."""
+    if path.suffix == ".npz" and not zipfile.is_zipfile(path):
+        raise ValueError("it is no zip archive of arrays")
     archive: Any = np.load(path) if path.suffix == ".npz" else safe_open(path, framework="pt")
     with archive as file:
         names = list(file.keys())
         chosen = names[0] if name is None and len(names) == 1 else name
         if chosen not in names:
             raise ValueError(f"name one of its arrays (--name): {', '.join(names) or 'it has none'}")
-        return file[chosen] if path.suffix == ".npz" else file.get_tensor(chosen)
+        if path.suffix != ".npz":
+            return file.get_tensor(chosen)
+        try:
+            return file[chosen]
+        except ValueError as error:  # NumPy advises to unpickle
+            raise ValueError(f"its array {chosen} does not hold numbers") from error
