@@ -30,6 +30,7 @@ LARGE_CHUNK_ELEMENTS = 2**25
 # Rows of which the exact best component is asked for.
 CHECKED_ROWS = 2048
 
+
 def rows_per_chunk(n_components: int, n_features: int) -> int:
     """Rows per chunk such that most homes have many rows in it."""
     many = min(HOME_ROWS * n_components, LARGE_CHUNK_ELEMENTS // n_features)

@@ -12,20 +12,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmixture import (
-    candidates,
-    diagnostics,
-    em,
-    files,
-    fitting,
-    initialization,
-    notices,
-    sampling,
-    streaming,
-    validation,
-)
+from tmixture import candidates, diagnostics, em, files, fitting, initialization, sampling, streaming, validation
 from tmixture.chunks import Chunks, Data, check_stream_weights
 from tmixture.model import MixtureModel
+from tmixture.notices import each_once
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
 from tmixture.running import RunningStatistics
@@ -211,7 +201,7 @@ class StudentTMixture(MixtureModel):
         """
         generator = sampling.as_generator(self.generator)
         fits: list[fitting.Fit] = []
-        with notices.each_once(), self.exact_arithmetic():
+        with each_once(), self.exact_arithmetic():
             with self.together():
                 chunks = self._chunks_to_fit(data, sample_weight)
                 given = None if responsibilities is None else self.chunks(data, sample_weight, responsibilities)
@@ -220,8 +210,11 @@ class StudentTMixture(MixtureModel):
                 )
                 variance = sampling.variances(sample)
                 rules = self._rules(variance)
+                one_start = (
+                    given is not None or isinstance(self.init, Tensor) or (self.warm_start and bool(self.fitted))
+                )
                 try:
-                    for _ in range(1 if self._start_is_given(given) else self.n_init):
+                    for _ in range(1 if one_start else self.n_init):
                         start = self._start(sample, given, rules, variance, generator)
                         fits = [*fits, fitting.Fit()]
                         fitting.run(
@@ -271,7 +264,7 @@ class StudentTMixture(MixtureModel):
             ValueError: the batch has the wrong shape, or values that are not finite. Nothing has changed then.
             RuntimeError: another process failed, and the message says which and why; or one stopped answering.
         """
-        with notices.each_once(), self.exact_arithmetic():
+        with each_once(), self.exact_arithmetic():
             with self.together():
                 chunks = self.chunks(batch, sample_weight)
                 check_stream_weights(chunks)
@@ -313,18 +306,16 @@ class StudentTMixture(MixtureModel):
         """
         means = validation.means(means)
         K, d = means.shape
-        settings = {"dtype": means.dtype if means.is_floating_point() else None, **settings}
+        settings.setdefault("dtype", means.dtype if means.is_floating_point() else None)
         factors = validation.factors(loadings, noise, scales, K, d)
-        if factors is not None:
-            covariance_type, settings = "lowrank", {**settings, "rank": factors["loadings"].shape[2]}
+        if factors:
+            covariance_type, settings["rank"] = "lowrank", factors["loadings"].shape[2]
         mixture = cls(K, d, dof=dof, covariance_type=covariance_type, **settings)
-        given = validation.weights(weights, K).double()
-        if factors is not None:
+        if factors:
             scale = mixture.structure(**factors)
         else:
-            matrices = validation.covariance_matrices(scales, K, d)
-            scale = mixture.structure.from_dense(matrices, mixture.rank or 0)
-        mixture.adopt(Parameters(given / given.sum(), means.double(), scale, mixture.dof.double()))
+            scale = mixture.structure.from_dense(validation.covariance_matrices(scales, K, d), mixture.rank or 0)
+        mixture.adopt(Parameters(validation.weights(weights, K), means.double(), scale, mixture.dof.double()))
         return mixture
 
     def reorder(self, components: Tensor | list[int]) -> Self:
@@ -393,11 +384,6 @@ class StudentTMixture(MixtureModel):
         """How to fit data of these variances (d,)."""
         regularization = fitting.regularization(self.reg_covar, variance)
         return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, self.distributed)
-
-    def _start_is_given(self, responsibilities: Chunks | None) -> bool:
-        """Whether every start would be the same."""
-        continued = self.warm_start and bool(self.fitted)
-        return continued or responsibilities is not None or isinstance(self.init, Tensor)
 
     def _start(
         self,

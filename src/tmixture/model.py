@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -24,20 +24,23 @@ from tmixture.sampling import as_generator
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.trainable import train_by_gradients
 
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+Model = TypeVar("Model", bound="MixtureModel")
 
-Question = TypeVar("Question", bound=Callable[..., Any])
 
-
-def of_any_size(question: Question) -> Question:
+def of_any_size(
+    question: Callable[Concatenate[Model, Tensor, P], Answer],
+) -> Callable[Concatenate[Model, Data, P], Answer]:
     """Let a question about rows in a tensor also take whatever `fit` takes: one chunk at a time, without gradients."""
 
     @functools.wraps(question)
-    def asked(self: MixtureModel, x: Data, *args: Any, **settings: Any) -> Any:
+    def asked(self: Model, x: Data, *args: P.args, **settings: P.kwargs) -> Answer:
         if isinstance(x, Tensor):
             return question(self, x, *args, **settings)
         return self.in_chunks(lambda rows: question(self, rows, *args, **settings), x)
 
-    return cast(Question, asked)
+    return asked
 
 
 class MixtureModel(nn.Module):
@@ -87,7 +90,7 @@ class MixtureModel(nn.Module):
     # Rows are a tensor (n, d), of which the answers are differentiable, or data of any size, as for `fit`.
 
     @of_any_size
-    def forward(self, x: Data) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Responsibilities r_ik = p(component k | x_i): (n, d) → (n, K), differentiable."""
         return self.log_joint(x).softmax(1)
 
@@ -96,7 +99,7 @@ class MixtureModel(nn.Module):
         return self(x)
 
     @of_any_size
-    def top_responsibilities(self, x: Data, k: int) -> tuple[Tensor, Tensor]:
+    def top_responsibilities(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest responsibilities of each row, descending, and their components: both (n, k)."""
         if not 1 <= k <= self.n_components:
             raise ValueError(f"k must lie in 1 … n_components={self.n_components}, got {k}")
@@ -105,26 +108,26 @@ class MixtureModel(nn.Module):
         return (values - joint.logsumexp(1, keepdim=True)).exp(), components
 
     @of_any_size
-    def log_joint(self, x: Data) -> Tensor:
+    def log_joint(self, x: Tensor) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
         with self.full_precision():
             density, distances = self._distances(x)
             return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
 
     @of_any_size
-    def component_log_prob(self, x: Data) -> Tensor:
+    def component_log_prob(self, x: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
         with self.full_precision():
             density, distances = self._distances(x)
             return density.log_prob(distances).to(self._result_dtype)
 
     @of_any_size
-    def log_prob(self, x: Data) -> Tensor:
+    def log_prob(self, x: Tensor) -> Tensor:
         """Log p(x_i) of the mixture: (n, d) → (n,), differentiable, usable as a (negative) loss."""
         return self.log_joint(x).logsumexp(1)
 
     @of_any_size
-    def outlier_weights(self, x: Data) -> Tensor:
+    def outlier_weights(self, x: Tensor) -> Tensor:
         """u_ik = (ν_k + d)/(ν_k + δ_ik): (n, d) → (n, K), differentiable.
 
         Near 1 for ordinary points of component k, near 0 for points far from it, exactly 1 where ν = ∞.

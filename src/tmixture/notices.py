@@ -33,11 +33,11 @@ def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
 @contextlib.contextmanager
 def each_once() -> Iterator[None]:
     """A block whose warnings come at its end, each once, and say how often it would have come."""
-    token = _waiting.set(Counter())
+    waiting: Counter[tuple[str, type[Warning]]] = Counter()
+    token = _waiting.set(waiting)
     try:
         yield
     finally:
-        waiting = _waiting.get() or {}
         _waiting.reset(token)
         for (message, category), times in waiting.items():
             warn(message if times == 1 else f"{message} ({times} times)", category)

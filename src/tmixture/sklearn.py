@@ -220,7 +220,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         K, d = self.mixture_.means.shape
         scale = self.mixture_.snapshot().scale
         if self.mixture_.covariance_type in ("diag", "spherical"):
-            return scale.whitening.pow(-2).cpu().numpy()
+            return scale.tensors()["whitening"].pow(-2).cpu().numpy()
         dense = scale.dense(K, d)
         return (dense[0] if self.mixture_.covariance_type == "tied" else dense).cpu().numpy()
 
@@ -283,7 +283,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         parameters = mixture.fit(X, sample_weight).snapshot()
         if self.weights_init is not None:
             weights = validation.weights(self.weights_init, mixture.n_components)
-            parameters = replace(parameters, weights=(weights / weights.sum()).to(mixture.weights))
+            parameters = replace(parameters, weights=weights.to(mixture.weights))
         if self.precisions_init is not None:
             parameters = replace(parameters, scale=self._given_scale(mixture))
         mixture.adopt(parameters)

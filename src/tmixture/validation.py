@@ -181,7 +181,7 @@ def covariance_matrices(value: Any, n_components: int, n_features: int, name: st
 
 
 def factors(loadings: Any, noise: Any, scales: Any, n_components: int, n_features: int) -> dict[str, Tensor] | None:
-    """The tensors of low-rank scales in float64, from loadings (K, d, q) and noise (K, d); None if `scales` are given."""
+    """The tensors of low-rank scales in float64, from Λ (K, d, q) and the diagonals (K, d) of Ψ; None if not given."""
     if (scales is None) == (loadings is None) or (loadings is None) != (noise is None):
         raise ValueError("either scales, or both loadings and noise must be given")
     if loadings is None:
@@ -198,8 +198,8 @@ def factors(loadings: Any, noise: Any, scales: Any, n_components: int, n_feature
 
 
 def weights(value: Any, n_components: int) -> Tensor:
-    """Mixture weights (K,), not negative, not all zero."""
+    """Mixture weights (K,) in float64, of sum one, from numbers that are not negative, nor all zero."""
     given = as_tensor(value, "weights").detach()
     if tuple(given.shape) != (n_components,) or not ((given >= 0) & given.isfinite()).all() or not given.sum() > 0:
         raise ValueError(f"weights must be {n_components} numbers that are not negative, nor all zero; got {value!r}")
-    return given
+    return given.double() / given.double().sum()

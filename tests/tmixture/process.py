@@ -58,7 +58,7 @@ def fits(rank, dtype, folder):
     mine = share(x, rank)
     common = dict(distributed=rank is not None, dtype=dtype, generator=0, learn_dof="component", max_iter=15)
     for structure, its_own in STRUCTURES.items():
-        if dtype == torch.float32 and structure not in ("diag", "full"):
+        if dtype == torch.float32 and structure != "full":
             continue
         settings = dict(common, covariance_type=structure, **its_own)
         yield f"fit {structure}", StudentTMixture(3, 4, **settings).fit(mine)
@@ -116,10 +116,10 @@ def answers(mixture, mine):
 
 
 def samples(rank):
-    """300 samples of 50 of the rows 0 … 999, of which the second process holds the last 100."""
+    """100 samples of 50 of the rows 0 … 999, of which the second process holds the last 100."""
     x = torch.arange(1000.0)[:, None].split([900, 100])[rank]
     generator = torch.Generator().manual_seed(0)
-    draws = [draw_sample([Chunk(x)], 50, torch.float32, generator, shared=True) for _ in range(300)]
+    draws = [draw_sample([Chunk(x)], 50, torch.float32, generator, shared=True) for _ in range(100)]
     return torch.stack([sample.x[:, 0] for sample in draws])
 
 

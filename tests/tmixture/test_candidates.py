@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from tmixture import StudentTMixture, candidates, chunks, initialization, tiles
 
 from . import naive
-from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, of
+from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, in_turn, of
 
 pytestmark = pytest.mark.filterwarnings("ignore::tmixture.ConvergenceWarning", "ignore:components:RuntimeWarning")
 
@@ -35,9 +35,9 @@ def fit(x, n_candidates, *, K=12, weight=None, **settings):
     return StudentTMixture(K, x.shape[1], max_candidates=n_candidates, **arguments).fit(x, weight)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("learn_dof", LEARN_DOF)
-@pytest.mark.parametrize("chunk_size", [None, 57])
+@pytest.mark.parametrize(
+    ("structure", "learn_dof", "chunk_size"), in_turn([*STRUCTURES, *STRUCTURES], LEARN_DOF, [None, 57])
+)
 def test_all_components_as_candidates_are_exact_em(structure, learn_dof, chunk_size):
     x, weight = clustered(), torch.rand(400, generator=torch.Generator().manual_seed(1))
     settings = {**of(structure), "learn_dof": learn_dof, "K": 6}
@@ -259,7 +259,7 @@ def test_rows_must_keep_their_order():
     order, other = torch.arange(400), torch.randperm(400, generator=torch.Generator().manual_seed(0))
     for data, message in (
         (torch.utils.data.DataLoader(x, batch_size=50, shuffle=True), "max_candidates .* keeps the order"),
-        (Unsteady(x, order, order, order, other), "same order at every iteration .* row 0 is not"),
+        (Unsteady(x, order, order, order, other), "same order at every iteration, .* row 0 is not"),
         (Unsteady(x, order[:350], order), "350 rows first and at least 400 now"),
         (Unsteady(x, order, order, order[:350]), "400 rows first and 350 now"),
     ):

@@ -5,6 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch.utils import data as torch_data
+from torch.utils.data.distributed import DistributedSampler
 
 from tmixture import StudentTMixture
 from tmixture.chunks import Chunks, chunk_size, gpu_chunk_size
@@ -51,15 +54,23 @@ def test_a_memory_map_is_read_chunk_by_chunk(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    whole, bad, archive = (tmp_path / name for name in ("whole.npy", "bad.npy", "archive.npz"))
+    whole = tmp_path / "whole.npy"
     np.save(whole, np.zeros((100, 2)))
-    np.savez(archive, np.zeros((3, 2)))
-    for content in (b"", b"no array", whole.read_bytes()[:20], whole.read_bytes()[:500]):
-        bad.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.npy cannot be read as an \.npy file"):
-            chunks_of([whole, bad])
-    with pytest.raises(ValueError, match=r"archive\.npz must be an \.npy file with one array, got NpzFile"):
-        chunks_of(archive)
+    for name in ("bad.npy", "bad.npz", "bad.safetensors"):
+        bad = tmp_path / name
+        for content in (b"", b"no array", whole.read_bytes()[:20], whole.read_bytes()[:500]):
+            bad.write_bytes(content)
+            with pytest.raises(ValueError, match=f"{name} cannot be read: ") as raised:
+                chunks_of([whole, bad])
+            assert "pickle" not in str(raised.value)
+    for name, save in (("objects.npy", np.save), ("objects.npz", np.savez)):
+        save(tmp_path / name, np.array([[None, "x"]], dtype=object), allow_pickle=True)
+        with pytest.raises(ValueError, match=f"{name} cannot be read: ") as raised:
+            chunks_of(tmp_path / name)
+        assert "pickle" not in str(raised.value)
+    np.savez(tmp_path / "several.npz", a=np.zeros((3, 2)), b=np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"several\.npz cannot be read: name one of its arrays \(--name\): a, b"):
+        chunks_of(tmp_path / "several.npz")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         chunks_of(tmp_path / "nowhere.npy")
 
@@ -68,7 +79,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     ("data", "message"),
     [
         ([], "data is empty"),
-        (np.zeros(6), r"two-dimensional \(N, 2\), got shape \(6,\) \(reshape\(-1, 1\)"),
+        (np.zeros(6), r"two-dimensional \(N, 2\), got shape \(6,\); one row is x\[None\]"),
         (np.zeros((2, 2, 2)), r"got shape \(2, 2, 2\)"),
         (np.zeros((3, 5)), "data has 5 features, but the mixture has n_features=2"),
         (np.zeros((3, 2), dtype=complex), "real numbers, got dtype complex128"),
@@ -137,13 +148,64 @@ def test_data_that_runs_dry_between_passes_is_an_error_and_not_a_fit_to_nothing(
     assert not mixture.fitted
 
 
-def test_weights_cannot_belong_to_the_rows_of_a_shuffled_loader():
-    x = torch.randn(40, 2)
-    loader = torch.utils.data.DataLoader(x, batch_size=8, shuffle=True)
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_files_of_named_arrays_are_read_if_they_hold_one(tmp_path, suffix):
+    x, path = np.arange(20.0).reshape(10, 2), tmp_path / f"x.{suffix}"
+    np.savez(path, rows=x) if suffix == "npz" else save_file({"rows": torch.as_tensor(x)}, path)
+    np.testing.assert_array_equal(torch.cat([chunk.x for chunk in chunks_of([path, path])]), np.concatenate([x, x]))
+
+
+SHUFFLING = {
+    "shuffle": lambda x: dict(shuffle=True),
+    "a random subset": lambda x: dict(sampler=torch_data.SubsetRandomSampler(range(len(x)))),
+    "weighted": lambda x: dict(sampler=torch_data.WeightedRandomSampler([1.0] * len(x), len(x))),
+    "once an epoch": lambda x: dict(sampler=DistributedSampler(x, num_replicas=1, rank=0, shuffle=True)),
+    "batches": lambda x: dict(
+        batch_sampler=torch_data.BatchSampler(torch_data.RandomSampler(x), 8, False), batch_size=1
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHUFFLING)
+def test_weights_cannot_belong_to_the_rows_of_a_loader_that_shuffles(kind):
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    loader = torch_data.DataLoader(x, **{"batch_size": 8, **SHUFFLING[kind](x)})
     mixture = StudentTMixture(2, 2, generator=0)
-    with pytest.raises(ValueError, match="shuffle=True"):
-        mixture.fit(loader, torch.ones(40))
+    for companion in ({"sample_weight": torch.ones(40)}, {"responsibilities": torch.arange(40) % 2}):
+        with pytest.raises(ValueError, match=r"brings its rows in another order every time: .* \(shuffle=False\)"):
+            mixture.fit(loader, **companion)
+    assert not mixture.fitted
     assert mixture.fit(loader).fitted
+    with pytest.raises(ValueError, match="brings its rows in another order every time"):
+        mixture.score(loader, torch.ones(40))
+
+
+def test_weights_follow_the_rows_of_loaders_that_keep_an_order():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    weight = torch.arange(40) % 3
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1)).tolist()
+    expected = StudentTMixture(2, 2, generator=0).fit(x[order], weight)
+    for loader in (
+        torch_data.DataLoader(x, batch_size=8, sampler=order),
+        torch_data.DataLoader(torch_data.Subset(x, order), batch_size=8, num_workers=0),
+        torch_data.DataLoader(x, batch_sampler=[order[i : i + 8] for i in range(0, 40, 8)]),
+    ):
+        fitted = StudentTMixture(2, 2, generator=0).fit(loader, weight)
+        assert torch.equal(fitted.means, expected.means)
+
+
+def test_another_order_at_a_later_pass_is_noticed():
+    """An iterable without a sampler can say nothing of its order."""
+
+    class Shuffled:
+        def __iter__(self):
+            yield from x[torch.randperm(40)].split(8)
+
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    mixture = StudentTMixture(2, 2, generator=0)
+    with pytest.raises(ValueError, match=r"same order at every iteration, where sample_weight, .* row 0 is not"):
+        mixture.fit(Shuffled(), torch.ones(40))
+    assert not mixture.fitted
 
 
 @pytest.mark.parametrize("gigabytes", [0.01, 1.0, 16.0, 80.0])

@@ -374,7 +374,7 @@ def test_an_array_of_several_is_named(folder, rows):
 
 def test_large_files_are_mapped_and_read_in_blocks(folder, monkeypatch):
     monkeypatch.setattr(shards, "BLOCK_ROWS", 64)
-    assert isinstance(shards._open(folder / "a.npy", None), np.memmap)
+    assert isinstance(shards.open_rows(folder / "a.npy"), np.memmap)
     data = shards.Shards(shards.find([folder], ".clusters.npy"))
     for _ in range(2):
         blocks = list(data)

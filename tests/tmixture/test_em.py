@@ -113,16 +113,15 @@ def test_the_px_m_step_maximises_the_expanded_likelihood(structure, learn_dof):
     ],
 )
 def test_the_objective_never_decreases(structure, learn_dof, scale_update, dtype, reg_covar):
-    for seed in range(2):
-        x, model = naive.heavy_tailed(K=3, d=3, N=200, structure=structure, seed=seed)
-        settings = dict(learn_dof=learn_dof, scale_update=scale_update, reg_covar=reg_covar)
-        mixture = from_model(model, structure, max_iter=60, dtype=dtype, **settings)
-        mixture.fit(torch.as_tensor(x).to(dtype))
-        assert mixture.n_reseeded_ == 0
-        gains = np.diff(mixture.history_)
-        slack = (1e-10 if dtype == torch.float64 else 5e-7) * np.abs(mixture.history_).max()
-        assert gains.min() >= -slack
-        assert mixture.history_[-1] > mixture.history_[0] + 0.1
+    x, model = naive.heavy_tailed(K=3, d=3, N=200, structure=structure)
+    settings = dict(learn_dof=learn_dof, scale_update=scale_update, reg_covar=reg_covar)
+    mixture = from_model(model, structure, max_iter=60, dtype=dtype, **settings)
+    mixture.fit(torch.as_tensor(x).to(dtype))
+    assert mixture.n_reseeded_ == 0
+    gains = np.diff(mixture.history_)
+    slack = (1e-10 if dtype == torch.float64 else 5e-7) * np.abs(mixture.history_).max()
+    assert gains.min() >= -slack
+    assert mixture.history_[-1] > mixture.history_[0] + 0.1
 
 
 @pytest.mark.parametrize("structure", CLOSED_FORM)
@@ -174,9 +173,9 @@ def test_one_t_in_512_dimensions_needs_few_iterations(student_rows, learn_dof):
 def test_the_classic_update_needs_many(student_rows):
     fits = {
         update: StudentTMixture(
-            1, 128, learn_dof="shared", dof=100.0, covariance_type="full", tol=1e-9, scale_update=update, max_iter=300,
+            1, 64, learn_dof="shared", dof=100.0, covariance_type="full", tol=1e-9, scale_update=update, max_iter=300,
             dtype=torch.float64, generator=0,
-        ).fit(student_rows(128))
+        ).fit(student_rows(64))
         for update in ("px", "classic")
     }  # fmt: skip
     assert fits["px"].n_iter_ <= 12

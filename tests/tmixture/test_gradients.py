@@ -84,7 +84,7 @@ def clusters(n=150):
 def test_every_gradient_vanishes_where_em_ends(structure):
     x = clusters()
     settings = dict(**of(structure), generator=0, dtype=torch.float64, reg_covar=0.0)
-    mixture = StudentTMixture(3, 2, learn_dof="component", max_iter=1000, tol=0.0, **settings).fit(x)
+    mixture = StudentTMixture(3, 2, learn_dof="component", max_iter=400, tol=0.0, **settings).fit(x)
     mixture.train_by_gradients().log_prob(x).mean().backward()
     gradients = {name: parameter.grad.abs().max() for name, parameter in mixture.named_parameters()}
     assert len(gradients) == 3 + len(scales.STRUCTURES[structure].constraints)
@@ -145,7 +145,7 @@ def test_gradients_are_finite_far_from_everything_and_on_a_mean():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("structure", ["diag", "full", "lowrank"])
+@pytest.mark.parametrize("structure", ["full", "lowrank"])
 def test_forward_compiles_into_one_graph(structure):
     mixture = fit(structure, "mixed", dtype=torch.float32)
     torch.compiler.reset()
@@ -175,7 +175,7 @@ def test_half_precision_input_is_computed_with_in_float32(structure, query, dtyp
         assert torch.equal(getattr(mixture, query)(x), answer)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", ["diag", "full"])
 def test_a_fit_on_half_precision_data_is_one_in_float32(structure):
     x = rows(300, 4).bfloat16()
     settings = dict(**of(structure), generator=0)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tmixture import StudentTMixture
 
-from .helpers import STRUCTURES, of
+from .helpers import STRUCTURES, in_turn, of
 
 
 def blobs(n=600, d=3, K=3, seed=0, dtype=torch.float32):
@@ -38,8 +38,7 @@ def assert_same(before, after):
     assert before[1:] == after[1:]
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("structure", "dtype"), in_turn(STRUCTURES, [torch.float32, torch.float64]))
 def test_a_fresh_module_takes_the_state_of_another(structure, dtype):
     x = blobs(dtype=dtype)
     settings = dict(**of(structure), learn_dof="component", dof=7.0, dtype=dtype)

@@ -1,15 +1,18 @@
 """What a fitted mixture answers: criteria, covariances, top responsibilities, samples."""
 
+import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 from sklearn.mixture import GaussianMixture
+from torch.utils.data import DataLoader
 
 from tmixture import StudentTMixture, model
 
-from .helpers import CLOSED_FORM, STRUCTURES, of
+from .helpers import CLOSED_FORM, STRUCTURES, in_turn, of
 
 
 def rows(n=400, d=3, seed=0):
@@ -31,8 +34,7 @@ def test_free_parameters_are_counted_as_in_scikit_learn(structure, K, d):
     assert each.n_free_parameters == theirs._n_parameters() + K
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("structure", "weighted"), in_turn(STRUCTURES, [False, True]))
 def test_criteria_are_their_definitions(structure, weighted):
     mixture, x = fit(structure, chunk_size=64), rows(300, seed=1)
     weight = torch.arange(300) % 3 if weighted else torch.ones(300)
@@ -138,6 +140,52 @@ def test_samples_have_the_distribution_of_the_mixture(structure, dof):
     assert torch.equal(x, again)
 
 
+def test_a_seed_samples_as_its_generator_does():
+    mixture = fit("diag")
+    expected = mixture.sample(5, generator=torch.Generator().manual_seed(3))
+    assert all(torch.equal(*pair) for pair in zip(mixture.sample(5, generator=3), expected))
+    with pytest.raises(ValueError, match=r"generator must be a torch\.Generator, a seed or None"):
+        mixture.sample(5, generator="3")
+
+
+QUESTIONS = ["forward", "responsibilities", "log_joint", "component_log_prob", "log_prob", "outlier_weights"]
+
+
+@pytest.mark.parametrize("question", [*QUESTIONS, "top_responsibilities"])
+def test_questions_take_whatever_fit_takes_a_chunk_at_a_time(question, tmp_path):
+    mixture, x = fit("diag", chunk_size=64), rows(300, seed=1)
+    ask = functools.partial(getattr(mixture, question), **({"k": 2} if question == "top_responsibilities" else {}))
+    np.save(tmp_path / "x.npy", x.numpy())
+    expected = ask(x)
+    for data in (x.numpy(), tmp_path / "x.npy", [x[:7], x[7:]], DataLoader(x, batch_size=50), x.tolist()):
+        answer = ask(data)
+        for one, other in zip(answer, expected) if question == "top_responsibilities" else [(answer, expected)]:
+            torch.testing.assert_close(one, other)
+    assert not (answer[0] if question == "top_responsibilities" else answer).requires_grad
+
+
+def test_no_more_is_held_than_is_asked_for(monkeypatch):
+    """Of 300 rows by 3 components, chunks of 64 rows."""
+    mixture, x = fit("diag", chunk_size=64), rows(300, seed=1)
+    asked = []
+    own = mixture.in_chunks(lambda rows: asked.append(len(rows)) or mixture.outlier_weights(rows).amax(1), x)
+    assert asked == [64, 64, 64, 64, 44]
+    torch.testing.assert_close(own, mixture.outlier_weights(x).amax(1))
+
+
+def test_no_rows_have_no_answers():
+    mixture, x = fit("diag"), rows(300)
+    for none in (x[:0], x[:0].numpy(), []):
+        assert mixture.predict(none).shape == (0,)
+        assert mixture.in_chunks(mixture.log_prob, none).shape == (0,)
+    assert mixture(x[:0]).shape == (0, 3)
+    with pytest.raises(
+        ValueError, match=r"data must be two-dimensional \(N, 3\), got shape \(3,\); one row is x\[None\]"
+    ):
+        mixture.predict(x[0])
+    assert mixture.predict(x[0][None]).shape == (1,)
+
+
 def test_sampling_checks_its_argument():
     for n in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="n must be a positive integer"):
@@ -195,7 +243,10 @@ def test_from_parameters_takes_factors_as_they_are():
             {"loadings": torch.ones(2, 3, 1), "noise": torch.ones(2, 3), "scales": torch.eye(3).repeat(2, 1, 1)},
             "either scales, or both loadings and noise must be given",
         ),
-        ({"loadings": torch.ones(2, 4, 1), "noise": torch.ones(2, 3)}, r"loadings must .* shape \(2, 3, q\), got shape"),
+        (
+            {"loadings": torch.ones(2, 4, 1), "noise": torch.ones(2, 3)},
+            r"loadings must .* shape \(2, 3, q\), got shape",
+        ),
         ({"loadings": torch.ones(2, 3, 1), "noise": torch.zeros(2, 3)}, r"noise must be positive, finite and"),
         ({"scales": torch.eye(3).repeat(2, 1, 1).index_fill(1, torch.tensor([0]), 0.5)}, "scales must be symmetric"),
     ],

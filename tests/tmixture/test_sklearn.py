@@ -45,7 +45,7 @@ def no_exact_weights(estimator):
 @parametrize_with_checks(
     [
         StudentTMixtureClusterer(),
-        *(StudentTMixtureClusterer(covariance_type=structure) for structure in CLOSED_FORM if structure != "diag"),
+        StudentTMixtureClusterer(covariance_type="tied"),
         StudentTMixtureClusterer(n_components=2, learn_dof="component"),
     ],
     expected_failed_checks=no_exact_weights,
@@ -176,8 +176,8 @@ def test_given_starts_are_checked():
         StudentTMixtureClusterer(2, covariance_type="tied", precisions_init=np.ones((2, 3, 3))).fit(X)
     with pytest.raises(ValueError, match="precisions_init must be positive and finite"):
         StudentTMixtureClusterer(2, precisions_init=np.zeros((2, 3))).fit(X)
+    slanted = np.eye(3)[None].repeat(2, 0) + np.eye(3, k=1) / 2
     with pytest.raises(ValueError, match="precisions_init must be symmetric, but that of component 0 is not"):
-        slanted = np.eye(3)[None].repeat(2, 0) + np.eye(3, k=1) / 2
         StudentTMixtureClusterer(2, covariance_type="full", precisions_init=slanted).fit(X)
     with pytest.raises(ValueError, match="weights must be 2 numbers"):
         StudentTMixtureClusterer(2, weights_init=[1, 2, 3]).fit(X)

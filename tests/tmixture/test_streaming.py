@@ -60,7 +60,7 @@ def assert_same_state(one, other):
 
 @pytest.mark.parametrize(
     ("structure", "dof", "order"),
-    in_turn([*STRUCTURES, "full", "diag"], [4.0, math.inf, math.inf], ["shuffled", "sorted"]),
+    in_turn([*STRUCTURES, "diag"], [4.0, math.inf, math.inf], ["shuffled", "sorted"]),
 )
 def test_small_batches_end_where_full_batch_em_does(structure, dof, order):
     x, labels, centres = clusters(1000, K=3, d=2, alike=structure == "tied")
@@ -255,10 +255,10 @@ def test_rows_of_weight_zero_are_not_there(seen):
 
 @pytest.mark.parametrize(
     ("at", "structure", "how"),
-    in_turn([0, 1, 2, 5, 18, 18, 18], ["diag", "full", "tied", "spherical", "lowrank"], ["save", "state_dict"]),
+    in_turn([0, 1, 5, 18, 18], ["diag", "full", "tied", "spherical", "lowrank"], ["save", "state_dict"]),
 )
 def test_resuming_is_exact_at_any_time(structure, how, at, tmp_path):
-    """Batches of 2 rows for 3 components: after 1 not fitted, after 2 warming up, from 15 on streaming."""
+    """Batches of 2 rows for 3 components: after 1 not fitted, after 5 warming up, from 15 on streaming."""
     x, _, _ = clusters(40, K=3, d=2)
     settings = dict(**of(structure), learn_dof="component", generator=0)
     batches = x.split(2)
@@ -345,10 +345,10 @@ def test_a_component_that_died_is_started_anew():
 def test_degenerate_streams_stay_finite(structure, dof):
     settings = dict(**of(structure), dof=dof, generator=0)
     streams = {
-        "constant": [torch.ones(7, 3)] * 7,
-        "zeros": [torch.zeros(7, 3)] * 7,
-        "two points": [torch.tensor([[0.0] * 3, [1.0] * 3])] * 25,
-        "one row at a time": list(torch.randn(80, 3, generator=torch.Generator().manual_seed(0)).split(1)),
+        "constant": [torch.ones(7, 3)] * 3,
+        "zeros": [torch.zeros(7, 3)] * 3,
+        "two points": [torch.tensor([[0.0] * 3, [1.0] * 3])] * 22,
+        "one row at a time": list(torch.randn(45, 3, generator=torch.Generator().manual_seed(0)).split(1)),
         "outlier": [torch.randn(10, 3, generator=torch.Generator().manual_seed(0))] * 5
         + [torch.full((10, 3), 1e8)] * 2,
         "integers": [torch.arange(30).reshape(10, 3)] * 8,
