@@ -53,7 +53,7 @@ def test_commands_of_a_page_exist(page):
     for words in commands(page):
         scripts = [word for word in words if word.endswith(".py")]
         if words[0] == "tmixture":
-            cli._parser().parse_args(words[1:])
+            cli.parser().parse_args(words[1:])
         elif words[0] == "make":
             assert words[1] in targets, words
         elif scripts:

@@ -1,11 +1,15 @@
 """Robust Student-t mixtures for embeddings."""
 
-from tmixture.diagnostics import ConvergenceWarning
-from tmixture.distributions import MultivariateStudentT
-from tmixture.mixture import StudentTMixture
-from tmixture.selection import select_components
-from tmixture.statistics import SufficientStatistics
-from tmixture.step_sizes import PowerDecay
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tmixture.diagnostics import ConvergenceWarning
+    from tmixture.distributions import MultivariateStudentT
+    from tmixture.mixture import StudentTMixture
+    from tmixture.selection import select_components
+    from tmixture.statistics import SufficientStatistics
+    from tmixture.step_sizes import PowerDecay
 
 __version__ = "0.1.0"
 
@@ -17,3 +21,23 @@ __all__ = [
     "SufficientStatistics",
     "select_components",
 ]
+
+# Where each name is defined. It is imported when it is first used: `tmixture --help` must not wait for torch.
+_HOMES = {
+    "ConvergenceWarning": "diagnostics",
+    "MultivariateStudentT": "distributions",
+    "PowerDecay": "step_sizes",
+    "StudentTMixture": "mixture",
+    "SufficientStatistics": "statistics",
+    "select_components": "selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -40,15 +40,39 @@ def decoded(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(
-    path: str | os.PathLike[str], tensors: dict[str, Tensor], settings: dict[str, Any], record: dict[str, Any]
+    path: str | os.PathLike[str],
+    tensors: dict[str, Tensor],
+    settings: dict[str, Any],
+    record: dict[str, Any],
+    origin: dict[str, Any] | None,
 ) -> None:
     """Write the file under a temporary name and move it into place, so that it is whole or not there."""
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "settings": json.dumps(settings), "record": json.dumps(record)}
-    save_file(contiguous, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    if origin is not None:
+        metadata["origin"] = json.dumps(origin)
+    try:
+        save_file(contiguous, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_mixture(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that `StudentTMixture.save` wrote."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except SafetensorError:
+        return False
+
+
+def origin(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `StudentTMixture.save` was told of the data; empty if nothing."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata().get("origin", "{}"))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:

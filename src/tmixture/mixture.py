@@ -344,13 +344,14 @@ class StudentTMixture(MixtureModel):
         placement = {"device": self.means.device, "dtype": self.means.dtype}
         return {**{name: getattr(self, name) for name in self.setting_names()}, "dof": self.initial_dof, **placement}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], origin: dict[str, Any] | None = None) -> None:
         """Write everything to a safetensors file: settings, parameters and the statistics of a stream.
 
         The generator is not saved unless it is a seed, nor is `train_by_gradients`, to be called again after `load`.
+        What there is to say of the data, `origin`, is for those who read the file's metadata, and for JSON.
         """
         record = {name: getattr(self, name) for name in RECORD}
-        files.write(path, self.plain_state(), files.encoded(self.settings()), record)
+        files.write(path, self.plain_state(), files.encoded(self.settings()), record, origin)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:

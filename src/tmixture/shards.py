@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from tmixture import files
 from tmixture.arrays import as_tensor, check_finite
+from tmixture.numerics import exact
 
 NAMED = (".npz", ".safetensors")
 SUFFIXES = (".npy", *NAMED)
+# What the command line writes beside shard.npy: shard.clusters.npy, and shard.clusters.json on how it was made.
+CLUSTERS = ".clusters.npy"
 # Rows that are read at a time.
 BLOCK_ROWS = 16384
 
@@ -29,6 +34,7 @@ class Shards:
         name: of the array in `.npz` and safetensors files; not needed where they hold only one.
         n_features: width that the rows must have; that of the first file if None.
         title: of the progress bar.
+        normalize: whether to divide each row by its norm.
 
     Attributes:
         lengths: rows of each file.
@@ -39,9 +45,15 @@ class Shards:
     """
 
     def __init__(
-        self, paths: list[Path], name: str | None = None, n_features: int | None = None, title: str = "rows"
+        self,
+        paths: list[Path],
+        name: str | None = None,
+        n_features: int | None = None,
+        title: str = "rows",
+        *,
+        normalize: bool = False,
     ) -> None:
-        self.paths, self.name, self.title = paths, name, title
+        self.paths, self.name, self.title, self.normalize = paths, name, title, normalize
         shapes = [open_rows(path, name).shape for path in paths]
         self.n_features = int(shapes[0][1]) if n_features is None else n_features
         for path, (length, width) in zip(paths, shapes):
@@ -64,32 +76,52 @@ class Shards:
                     block = as_tensor(rows[start : start + BLOCK_ROWS], str(path))
                     if not self._is_checked:
                         check_finite(block, start, str(path))
-                    yield block
+                    yield normalize(exact(block), dim=1).float() if self.normalize else block
                     bar.update(len(block))
         self._is_checked = True
 
 
-def find(places: list[Path], leave_out: str) -> list[Path]:
+def find(places: list[Path], pattern: str, name: str | None) -> tuple[list[Path], list[tuple[Path, str]]]:
     """The files at the given places, of which folders stand for all the embeddings in them, in the order of names.
 
     Args:
         places: files and folders.
-        leave_out: ending of the names of files in a folder that are no embeddings.
+        pattern: which names to take from folders.
+        name: as for `Shards`.
+
+    Returns:
+        The files of embeddings, and the others of their kind in the folders, each with what it is instead.
     """
     found: list[Path] = []
+    left_out: list[tuple[Path, str]] = []
     for place in places:
         if place.is_dir():
-            inside = sorted(p for p in place.iterdir() if p.suffix in SUFFIXES and not p.name.endswith(leave_out))
-            if not inside:
-                raise ValueError(f"{place} holds no {', '.join(SUFFIXES)} files")
-            found.extend(inside)
+            kinds = {path: _what_else(path, name) for path in sorted(place.glob(pattern)) if _may_be_embeddings(path)}
+            if not any(kind is None for kind in kinds.values()):
+                raise ValueError(f"{place} holds no {', '.join(SUFFIXES)} files of embeddings named {pattern}")
+            found.extend(path for path, kind in kinds.items() if kind is None)
+            left_out.extend((path, kind) for path, kind in kinds.items() if kind is not None)
         elif not place.exists():
             raise ValueError(f"{place} does not exist")
         elif place.suffix not in SUFFIXES:
             raise ValueError(f"{place} must be a folder or end in one of {', '.join(SUFFIXES)}")
+        elif place.suffix == ".safetensors" and files.is_mixture(place):
+            raise ValueError(f"{place} is a mixture and holds no embeddings")
         else:
             found.append(place)
-    return found
+    return found, left_out
+
+
+def _may_be_embeddings(path: Path) -> bool:
+    return path.suffix in SUFFIXES and not path.name.endswith(CLUSTERS)
+
+
+def _what_else(path: Path, name: str | None) -> str | None:
+    """What a readable file in a folder holds instead of embeddings; None if it is them."""
+    if path.suffix == ".safetensors" and files.is_mixture(path):
+        return "it is a mixture"
+    shape = tuple(_read(path, name).shape)
+    return None if len(shape) == 2 else f"it holds an array of shape {shape}"
 
 
 def open_rows(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray | Tensor:
@@ -103,18 +135,23 @@ def open_rows(path: str | os.PathLike[str], name: str | None = None) -> np.ndarr
         ValueError: the file cannot be read, or does not hold rows of real numbers; the message names it.
     """
     path = Path(path)
-    try:
-        rows = _member(path, name) if path.suffix in NAMED else np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    rows = _read(path, name)
     is_real = not rows.dtype.is_complex if isinstance(rows, Tensor) else rows.dtype.kind in "fiub"
     if rows.ndim != 2 or not is_real:
         raise ValueError(
             f"{path} must hold real numbers of shape (N, d), got {rows.dtype} of shape {tuple(rows.shape)}"
         )
     return rows
+
+
+def _read(path: Path, name: str | None) -> np.ndarray | Tensor:
+    """The array of a file, of whatever shape."""
+    try:
+        return _member(path, name) if path.suffix in NAMED else np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _member(path: Path, name: str | None) -> np.ndarray | Tensor:

@@ -125,7 +125,7 @@ def test_cluster_folder(tmp_path):
     """With `tmixture` and `python` on the path, as an installation puts them there."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, module in (("tmixture", "-m tmixture.cli "), ("python", "")):
+    for name, module in (("tmixture", "-m tmixture "), ("python", "")):
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module}"$@"\n')
         (commands / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tmixture import StudentTMixture, cli, shards
+from tmixture import StudentTMixture, __version__, commands, shards
 from tmixture.cli import main
 
 D, N = 5, 700
@@ -121,7 +121,7 @@ def test_outputs_of_something_else_are_not_trusted(folder, rows, capsys):
     assert (folder / "a.clusters.npy").read_bytes() != before
     np.save(folder / "a.npy", rows[:400])
     assert fit_in(folder)[1] == 2
-    assert f"rows={2 * N} and not {2 * N - 100}" in capsys.readouterr().err
+    assert "of another fit, with files that have changed since" in capsys.readouterr().err
     assert fit_in(folder, "--overwrite")[1] == 0
 
 
@@ -153,7 +153,7 @@ def test_after_a_kill_the_fit_ends_as_if_nothing_had_been(folder):
     expected = StudentTMixture.load(path)
     path.unlink()
     checkpoint = path.with_name(path.name + ".checkpoint")
-    command = [sys.executable, "-m", "tmixture.cli", "fit", folder, "-k3", "-o", path, "--max-iter", "60", "--tol", "0"]
+    command = [sys.executable, "-m", "tmixture", "fit", folder, "-k3", "-o", path, "--max-iter", "60", "--tol", "0"]
     process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
     try:
         while not checkpoint.exists() and process.poll() is None:
@@ -188,7 +188,7 @@ def interrupt_after(monkeypatch, owner, name, calls):
 def test_an_interrupted_fit_keeps_what_it_has(folder, iterations, monkeypatch, capsys):
     settings = ("--max-iter", 25, "--tol", 0)  # where it converges, rounding may make it one iteration more
     with monkeypatch.context() as patch:
-        interrupt_after(patch, cli.StudentTMixture.fit.__globals__["em"], "maximization", iterations)
+        interrupt_after(patch, StudentTMixture.fit.__globals__["em"], "maximization", iterations)
         path, status = fit_in(folder, *settings)
     assert status == 130
     assert "the same command goes on" in capsys.readouterr().err
@@ -290,13 +290,13 @@ def broken(folder, case):
         return folder / "notes.txt", "must be a folder or end in one of .npy"
     if case == "empty folder":
         (folder / "inner").mkdir()
-        return folder / "inner", "holds no .npy, .npz, .safetensors files"
+        return folder / "inner", "holds no .npy, .npz, .safetensors files of embeddings named *"
     if case == "width":
         np.save(bad, np.ones((30, D + 1)))
         return folder, f"z.npy has shape (30, {D + 1}): at least one row of {D} features is needed"
     if case == "vector":
         np.save(bad, np.ones(30))
-        return folder, "z.npy must hold real numbers of shape (N, d), got float64 of shape (30,)"
+        return bad, "z.npy must hold real numbers of shape (N, d), got float64 of shape (30,)"
     if case == "no rows":
         np.save(bad, x[:0])
         return folder, f"z.npy has shape (0, {D})"
@@ -354,6 +354,10 @@ def test_other_errors(folder, capsys):
         (("fit", folder, "-k", 2, "-o", path, "--name", "other"), "name one of its arrays (--name): rows"),
         (("predict", path, folder), "mixture.safetensors does not exist"),
         (("describe", folder / "c.safetensors"), "holds no StudentTMixture"),
+        (
+            ("fit", folder / "c.safetensors", "-k", 2, "-o", path, "--covariance", "round"),
+            "covariance_type must be one of",
+        ),
         (("describe", folder), "holds no StudentTMixture: it is a folder"),
         (("fit", folder, "-k", 2, "-o", folder), "holds no StudentTMixture: it is a folder"),
     ):
@@ -375,16 +379,113 @@ def test_an_array_of_several_is_named(folder, rows):
 def test_large_files_are_mapped_and_read_in_blocks(folder, monkeypatch):
     monkeypatch.setattr(shards, "BLOCK_ROWS", 64)
     assert isinstance(shards.open_rows(folder / "a.npy"), np.memmap)
-    data = shards.Shards(shards.find([folder], ".clusters.npy"))
+    data = shards.Shards(shards.find([folder], "*", None)[0])
     for _ in range(2):
         blocks = list(data)
         assert max(len(block) for block in blocks) == 64
         assert sum(len(block) for block in blocks) == len(data) == 2 * N
 
 
+def test_files_that_changed_but_kept_their_shape_are_noticed(folder, rows, capsys):
+    path, _ = fit_in(folder)
+    before = path.read_bytes()
+    np.save(folder / "a.npy", -rows[:500])
+    assert fit_in(folder)[1] == 2
+    assert "of another fit, with files that have changed since: give another --output" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.rename(path.with_name(path.name + ".checkpoint"))
+    assert fit_in(folder)[1] == 2
+    assert fit_in(folder, "--overwrite")[1] == 0
+
+
+def test_a_mixture_of_another_origin_is_not_continued(folder, capsys):
+    path, _ = fit_in(folder)
+    StudentTMixture.load(path).save(path)
+    assert fit_in(folder)[1] == 2
+    assert "normalize=None and not False" in capsys.readouterr().err
+
+
+def test_what_is_no_embeddings_in_a_folder_is_left_out_and_told_of(folder, rows, capsys):
+    path, _ = fit_in(folder)
+    expected = StudentTMixture.load(path)
+    np.save(folder / "labels.npy", np.arange(2 * N))
+    expected.save(folder / "another.safetensors")
+    inside = folder / "own.safetensors"
+    for _ in range(2):
+        assert run("fit", folder, "-k", 3, "-o", inside) == 0
+        told = capsys.readouterr().err
+        assert f"{folder / 'labels.npy'} left out: it holds an array of shape ({2 * N},)\n" in told
+        assert f"{folder / 'another.safetensors'} left out: it is a mixture\n" in told
+    assert torch.equal(StudentTMixture.load(inside).means, expected.means)
+    assert run("fit", folder / "another.safetensors", "-k", 3, "-o", path, "--overwrite") == 2
+    assert "another.safetensors is a mixture and holds no embeddings" in capsys.readouterr().err
+
+
+def test_a_pattern_chooses_files(folder, rows):
+    path, status = fit_in(folder, "--pattern", "[ab].np?")
+    assert status == run("predict", path, folder, "--pattern", "a*") == 0
+    assert float(StudentTMixture.load(path).running.total_weight) == 1000
+    assert [p.name for p in folder.glob("*.clusters.npy")] == ["a.clusters.npy"]
+
+
+def test_normalized_rows_are_normalized_in_predict_too(folder, rows, capsys):
+    path, status = fit_in(folder, "--normalize")
+    assert status == run("predict", path, folder) == run("describe", path) == 0
+    assert "fitted to rows divided by their norm" in capsys.readouterr().out
+    mixture = StudentTMixture.load(path)
+    assert (mixture.means.norm(dim=1) < 1).all()
+    directions = torch.nn.functional.normalize(torch.as_tensor(rows[:500]), dim=1)
+    np.testing.assert_array_equal(np.load(folder / "a.clusters.npy")["label"], mixture.predict(directions))
+    assert fit_in(folder)[1] == 2
+    assert "normalize=True and not False" in capsys.readouterr().err
+
+
+def test_settings_are_passed_on(folder):
+    path, status = fit_in(
+        folder, "--n-init", 2, "--max-candidates", 2, "--reg-covar", 0.01, "--chunk-size", 100, "--init", "random"
+    )
+    assert status == 0
+    mixture = StudentTMixture.load(path)
+    found = (mixture.n_init, mixture.max_candidates, mixture.reg_covar, mixture.chunk_size, mixture.init)
+    assert found == (2, 2, 0.01, 100, "random")
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_errors_leave_no_partial_files(folder, command, monkeypatch):
+    path, _ = fit_in(folder)
+
+    def full(*args, **settings):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        if command == "fit":
+            patch.setattr("tmixture.files.os.replace", full)
+            assert fit_in(folder, "--overwrite")[1] == 2
+        else:
+            patch.setattr(commands.os, "replace", full)
+            assert run("predict", path, folder) == 2
+    assert not list(folder.parent.rglob("*.partial"))
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from tmixture import cli; cli.parser().format_help(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_shows_the_defaults_that_there_are(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "None" not in told
+    assert "(default: 4.0)" in told
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tmixture {__version__}\n"
+
+
 def test_as_a_program(folder):
     """Exit status and streams, and no traceback."""
-    program = [sys.executable, "-m", "tmixture.cli"]
+    program = [sys.executable, "-m", "tmixture"]
     path, _ = fit_in(folder)
     done = subprocess.run([*program, "describe", path], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("StudentTMixture(n_components=3")
