@@ -147,7 +147,7 @@ class StudentTMixture(MixtureModel):
             distributed=distributed,
         )
         self.register_buffer("initial_dof", self.dof.clone())
-        self.running = RunningStatistics().to(device=device)
+        self.running = RunningStatistics(unfitted, dtype)
 
         self.dof_bounds = dof_bounds
         self.reg_covar = validation.regularization(reg_covar)

@@ -82,7 +82,7 @@ class MixtureModel(nn.Module):
         self.distributed = distributed
         for name, tensor in parameters.tensors().items():
             self.register_buffer(name, tensor.to(dtype))
-        self.register_buffer("fitted", torch.tensor(False, device=parameters.means.device))
+        self.register_buffer("fitted", torch.zeros((), device=parameters.means.device))
         self._prepared: Density | None = None
         self._prepared_from: list[tuple[Tensor, int]] = []
 
@@ -407,8 +407,7 @@ class MixtureModel(nn.Module):
         errors: list[str],
     ) -> None:
         # A mixture is loaded whole or not at all: half of one would pass for fitted.
-        tensors = (*self._parameters.items(), *self._buffers.items())
-        own = {prefix + name: tensor for name, tensor in tensors if tensor is not None}
+        own = self.state_dict(prefix=prefix, keep_vars=True)
         wrong = [name for name in own.keys() & state_dict.keys() if state_dict[name].shape != own[name].shape]
         if not wrong and own.keys() <= state_dict.keys():
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)

@@ -103,7 +103,10 @@ def test_an_error_in_one_process_is_an_error_in_all(failed, call, error, started
     ("call", "errors"),
     [
         ("both, width", [f"ValueError: data has {d} features, but the mixture has n_features=4" for d in (2, 3)]),
-        ("too few rows", ["ValueError: data has 1 rows with positive weight, but n_components=3 needs at least"] * 2),
+        (
+            "too few rows",
+            ["TooFewRowsError: data has 1 rows with positive weight, but n_components=3 needs at least"] * 2,
+        ),
         ("no rows", ["ValueError: data is empty in all processes"] * 2),
         (
             "other settings",

@@ -182,7 +182,7 @@ def test_the_first_batches_are_not_lost():
         piecewise.partial_fit(batch)
         assert bool(piecewise.fitted) == (size >= 3)
     assert_same_state(at_once, piecewise)
-    assert piecewise.running.warmup is None
+    assert piecewise.running.waiting is None
     assert_same_state(at_once.partial_fit(x[30:40]), piecewise.partial_fit(x[30:40]))
 
 

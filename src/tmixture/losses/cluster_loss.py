@@ -105,7 +105,7 @@ class ClusterLoss(BaseMetricLossFunction):
         self.distance, self.reducer = loss.distance, loss.reducer
         self.miner = miner
         self.mixture = _mixture(mixture, n_components, embedding_size)
-        self.memory = EmbeddingMemory(memory_size) if memory_size else None
+        self.memory = EmbeddingMemory(memory_size, self.mixture.n_features) if memory_size else None
         self.refit = _policy(refit, memory_size, self.mixture.n_components)
         self.weights = _weights(weights, self.mixture)
         self.normalize = normalize
@@ -141,6 +141,11 @@ class ClusterLoss(BaseMetricLossFunction):
         """
         if not isinstance(embeddings, Tensor):
             raise ValueError(f"embeddings must be a tensor (B, d), got {type(embeddings).__name__}")
+        if self.training and getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "the loss is in a replica of nn.DataParallel, whose updates would be lost: call the loss outside, "
+                "on the gathered embeddings, or use DistributedDataParallel"
+            )
         with full_precision(embeddings.device):
             embeddings = at_least_float32(embeddings)
             ref_emb = None if ref_emb is None else at_least_float32(ref_emb)
@@ -263,7 +268,7 @@ class ClusterLoss(BaseMetricLossFunction):
 
     @property
     def _is_warm(self) -> bool:
-        return bool(self.mixture.fitted) and self.mixture.running.warmup is None
+        return bool(self.mixture.fitted) and not bool(self.mixture.running.n_waiting)
 
     def _features(self, rows: Tensor) -> Tensor:
         """Rows as the mixture takes them."""

@@ -13,68 +13,87 @@ class EmbeddingMemory(nn.Module):
 
     No labels are kept: they are computed anew from the rows whenever they are needed, so they cannot go stale.
 
+    The buffers have their final shapes from the beginning, so that modules can be averaged, broadcast and loaded at any
+    time, with one exception: embeddings of another width than `n_features`, beside which other features are clustered,
+    make the memory anew when the first of them come, or a state with them is loaded.
+
     Args:
         size: how many rows are remembered.
+        n_features: their width.
 
     Attributes:
-        embeddings: (n, d) with n ≤ `size`, or None while nothing has been seen.
-        features: (n, m), what is clustered, where that is something else than the embeddings; or None.
+        rows: (size, d), of which the first `n_rows` are in use; buffer.
+        other: (size, m), what is clustered, where that is something else than the embeddings, or None; buffer.
+        n_rows: buffer.
     """
 
-    embeddings: Tensor | None
-    features: Tensor | None
+    rows: Tensor
+    other: Tensor | None
+    n_rows: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, n_features: int) -> None:
         super().__init__()
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"size must be a positive integer, got {size!r}")
         self.size = size
-        self.register_buffer("embeddings", None)
-        self.register_buffer("features", None)
+        self.register_buffer("rows", torch.zeros(size, n_features))
+        self.register_buffer("other", None)
+        self.register_buffer("n_rows", torch.zeros((), dtype=torch.long))
 
     def __len__(self) -> int:
-        return 0 if self.embeddings is None else len(self.embeddings)
+        return int(self.n_rows)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The embeddings: (n, d) with n ≤ `size`."""
+        return self.rows[: len(self)]
 
     @property
     def content(self) -> tuple[Tensor, Tensor] | None:
         """The embeddings (n, d) and what is clustered in their place (n, m); None while nothing has been seen."""
-        if self.embeddings is None:
+        n = len(self)
+        if n == 0:
             return None
-        return self.embeddings, self.embeddings if self.features is None else self.features
+        return self.rows[:n], (self.rows if self.other is None else self.other)[:n]
 
     def check(self, embeddings: Tensor, features: Tensor | None) -> None:
         """Raise a `ValueError` if `push` could not take these rows."""
-        if self.embeddings is None:
+        if len(self) == 0:
             return
-        if (features is None) != (self.features is None):
+        if (features is None) != (self.other is None):
             raise ValueError("cluster_embeddings must be given with every call or with none while there is a memory")
-        if embeddings.shape[1] != self.embeddings.shape[1]:
+        if embeddings.shape[1] != self.rows.shape[1]:
             raise ValueError(
-                f"embeddings have width {embeddings.shape[1]}, but the memory holds rows of width "
-                f"{self.embeddings.shape[1]}"
+                f"embeddings have width {embeddings.shape[1]}, but the memory holds rows of width {self.rows.shape[1]}"
             )
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, features: Tensor | None = None) -> None:
         """Remember embeddings (n, d) and what is clustered in their place (n, m), and forget the oldest rows."""
         self.check(embeddings, features)
-        self.embeddings = _appended(self.embeddings, embeddings, self.size)
-        if features is not None:
-            self.features = _appended(self.features, features, self.size)
+        n = min(len(self) + len(embeddings), self.size)
+        self.other = None if features is None else self._appended(self.other, features)
+        self.rows = self._appended(self.rows, embeddings)
+        self.n_rows = torch.full_like(self.n_rows, n)
+
+    def _appended(self, rows: Tensor | None, new: Tensor) -> Tensor:
+        """A copy of the rows in use with new ones behind them, without the oldest where they are too many."""
+        new = new.detach().to(self.rows)
+        joined = new if rows is None or len(self) == 0 else torch.cat([rows[: len(self)], new])
+        joined = joined[-self.size :]
+        return torch.cat([joined, joined.new_zeros(self.size - len(joined), joined.shape[1])])
 
     def extra_repr(self) -> str:
         """How full it is."""
         return f"{len(self)} of {self.size} rows"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # How many rows there are is part of the state.
-        for name in self._buffers:
-            stored = state_dict.get(prefix + name)
-            setattr(self, name, None if stored is None else torch.empty_like(stored))
+        if prefix + "n_rows" in state_dict:  # whether there are other features, and how wide rows are, belongs to it
+            for name in ("rows", "other"):
+                stored = state_dict.get(prefix + name)
+                current = getattr(self, name)
+                if stored is None:
+                    setattr(self, name, None)
+                elif current is None or (stored.shape != current.shape and len(stored) == self.size):
+                    setattr(self, name, torch.empty_like(stored, device=self.n_rows.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _appended(rows: Tensor | None, new: Tensor, size: int) -> Tensor:
-    new = new.detach()
-    joined = new if rows is None else torch.cat([rows, new.to(rows)])
-    return joined[-size:].clone()

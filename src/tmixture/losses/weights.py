@@ -83,7 +83,7 @@ class ClusterWeights(nn.Module):
 
     Attributes:
         calibration: (2,) the median of the first two factors and the mean of the weights over the rows of `calibrate`,
-            NaN before; buffer.
+            zeros before; buffer.
 
     Examples:
         >>> mixture = StudentTMixture(3, 2, generator=0).fit(torch.randn(100, 2))
@@ -112,8 +112,8 @@ class ClusterWeights(nn.Module):
         self.outlier = outlier
         self.confidence = confidence
         self.limit = limit
-        self.recent = None if recent is None else EmbeddingMemory(recent)
-        self.register_buffer("calibration", torch.full((2,), float("nan")))
+        self.recent = None if recent is None else EmbeddingMemory(recent, mixture.n_features)
+        self.register_buffer("calibration", torch.zeros(2))
 
     @property
     def mixture(self) -> StudentTMixture:
@@ -145,10 +145,9 @@ class ClusterWeights(nn.Module):
             return torch.ones(len(features), device=features.device)
         if self.recent is not None and self.training:
             self.recent.push(features)
-            assert self.recent.embeddings is not None
             self.calibrate(self.recent.embeddings)
         emphasis, trust = self._factors(features)
-        calibrated = not bool(self.calibration.isnan().any())
+        calibrated = bool(self.calibration[0] > 0)
         median, mean = self.calibration.to(emphasis) if calibrated else self._measure(emphasis, trust)
         return self._limited(emphasis, median) * trust / torch.where(mean > 0, mean, 1.0)
 
