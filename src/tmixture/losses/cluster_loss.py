@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,13 @@ from tmixture import StudentTMixture
 from tmixture.distributed import is_active, together, world_size
 from tmixture.losses.memory import EmbeddingMemory
 from tmixture.losses.refit import refit_mixture
-from tmixture.losses.rows import Batch, at_least_float32, normalized_data, unit_rows
+from tmixture.losses.repeats import LastBatch, is_recomputation
+from tmixture.losses.restore import restored_after_errors
+from tmixture.losses.rows import Batch, at_least_float32, lengthened, normalized_data, unit_rows
 from tmixture.losses.sharing import Exchange, share
 from tmixture.losses.statistics import LossStatistics
 from tmixture.losses.terms import Terms, count_terms, weigh_anchors
+from tmixture.losses.trial import check_combination
 from tmixture.losses.weights import FREQUENCIES, ClusterWeights, Frequency
 from tmixture.precision import full_precision
 
@@ -43,6 +47,10 @@ class ClusterLoss(BaseMetricLossFunction):
     With `labels` or `indices_tuple` it is the wrapped loss, and the mixture takes no part: no update, no weights, no
     memory. `labels` without an `indices_tuple` go through the miner, if there is one.
 
+    A batch that comes again within a step, as in gradient accumulation or in activation checkpointing, is learned once:
+    more than half of its rows are bit for bit those of the last call, or the call is part of a backward pass. Where the
+    rows change, say `learn=False`. An error leaves all state as it was.
+
     Everything is computed in at least float32, whatever the embeddings' dtype and whatever autocast and
     `torch.set_float32_matmul_precision` say.
 
@@ -54,7 +62,7 @@ class ClusterLoss(BaseMetricLossFunction):
     Args:
         mixture: a `StudentTMixture`, fitted or not; or None, with `n_components` and `embedding_size`.
         loss: any loss of pytorch-metric-learning that takes labels or tuples. Its distance, reducer and regularizer are
-            this one's.
+            this one's. It is tried on a few rows, and refused if it cannot do what is asked.
         miner: any miner of pytorch-metric-learning, or None for all pairs or triplets.
         n_components: number of clusters of a mixture to be made here.
         embedding_size: its number of features.
@@ -76,6 +84,8 @@ class ClusterLoss(BaseMetricLossFunction):
         >>> loss_fn = ClusterLoss(loss=SupConLoss(), n_components=40, embedding_size=512)
         >>> loss = loss_fn(torch.randn(32, 512, requires_grad=True))
     """
+
+    steps: Tensor
 
     def __init__(
         self,
@@ -111,10 +121,21 @@ class ClusterLoss(BaseMetricLossFunction):
         self.normalize = normalize
         self.nonfinite = nonfinite
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        check_combination(
+            loss,
+            miner,
+            self.mixture.n_components,
+            self.mixture.n_features,
+            memory=self.memory is not None,
+            weights=self.weights is not None,
+        )
         self._statistics = LossStatistics()
+        self._last = LastBatch()
 
     # ---------------------------------------------------------------- the loss
 
+    # What follows is no graph: it decides by values, and sorts with NumPy and faiss.
+    @torch.compiler.disable
     def forward(
         self,
         embeddings: Tensor,
@@ -124,6 +145,7 @@ class ClusterLoss(BaseMetricLossFunction):
         ref_labels: Tensor | None = None,
         *,
         cluster_embeddings: Tensor | None = None,
+        learn: bool = True,
     ) -> Tensor:
         """The loss: a scalar.
 
@@ -135,6 +157,7 @@ class ClusterLoss(BaseMetricLossFunction):
             ref_labels: (M,), their labels. Without them M = B, and row i belongs to the same sample as embedding i, as
                 a caption to its image: it has the same label, and is a positive of embedding i.
             cluster_embeddings: (B, m), what the mixture clusters in place of the embeddings.
+            learn: whether mixture and memory learn from the batch in train mode.
 
         Raises:
             ValueError: shapes do not fit, or embeddings are not finite. Nothing has changed then.
@@ -150,12 +173,14 @@ class ClusterLoss(BaseMetricLossFunction):
             embeddings = at_least_float32(embeddings)
             ref_emb = None if ref_emb is None else at_least_float32(ref_emb)
             if labels is not None or indices_tuple is not None:
+                embeddings, ref_emb = self._lengthened(embeddings, ref_emb)
                 if indices_tuple is None and self.miner is not None:
                     indices_tuple = self.miner(embeddings, labels, ref_emb, ref_labels)
                 return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             features = None if cluster_embeddings is None else at_least_float32(cluster_embeddings).detach()
-            with together(embeddings.device, enabled=self.training):
-                return self._on_clusters(Batch(embeddings, features, ref_emb, ref_labels))
+            batch = Batch(embeddings, features, ref_emb, ref_labels)
+            with restored_after_errors(self), together(embeddings.device, enabled=self.training):
+                return self._on_clusters(batch, learn=learn)
 
     def compute_loss(
         self,
@@ -170,7 +195,7 @@ class ClusterLoss(BaseMetricLossFunction):
         self.loss.add_embedding_regularization_to_loss_dict(terms, embeddings)
         return terms
 
-    def _on_clusters(self, batch: Batch) -> Tensor:
+    def _on_clusters(self, batch: Batch, *, learn: bool) -> Tensor:
         """The loss on pseudo-labels."""
         batch.check_shapes(self.mixture.n_features)
         if self.memory is not None:
@@ -183,20 +208,28 @@ class ClusterLoss(BaseMetricLossFunction):
                 f"embeddings must be finite, but {n_bad} rows hold NaN or infinity (nonfinite='skip' ignores them)"
             )
         past = None if self.memory is None or batch.ref_emb is not None else self.memory.content
-        mixture = self._learn(finite, Exchange(finite.clustered)) if self.training else self._at_rest(finite)
+        learn = learn and self.training
+        if learn:
+            exchange = Exchange(finite.clustered, again=self._comes_again(finite))
+            learn = not exchange.again
+            if exchange.again:
+                past = self._last.past
+            else:
+                self._learn(finite, exchange)
+                self._last = LastBatch(finite.clustered.clone(), past)
         self._statistics = LossStatistics(churn=self._statistics.churn)
-        if mixture is None or len(finite.embeddings) == 0:
+        if not self._is_warm or len(finite.embeddings) == 0:
             return self.reducer(self.loss.zero_losses(), finite.embeddings, None)
-        return self._reduced(mixture, finite, past)
+        return self._reduced(finite, past, learn=learn)
 
-    def _reduced(self, mixture: StudentTMixture, batch: Batch, past: tuple[Tensor, Tensor] | None) -> Tensor:
-        """The loss under a mixture, with the rows of a memory as further positives and negatives."""
-        embeddings, ref_emb, ref_labels = batch.embeddings, batch.ref_emb, batch.ref_labels
-        features = self._features(batch.clustered)
-        labels, confidence = _assign(mixture, features)
+    def _reduced(self, batch: Batch, past: tuple[Tensor, Tensor] | None, *, learn: bool) -> Tensor:
+        """The loss on the mixture's labels, with the rows of a memory as further positives and negatives."""
+        features, ref_labels = self._features(batch.clustered), batch.ref_labels
+        embeddings, ref_emb = self._lengthened(batch.embeddings, batch.ref_emb)
+        labels, confidence = _assign(self.mixture, features)
         if past is not None:
             ref_emb = torch.cat([embeddings, past[0].to(embeddings)])
-            ref_labels = torch.cat([labels, mixture.predict(self._features(past[1]))])
+            ref_labels = torch.cat([labels, self.mixture.predict(self._features(past[1]))])
         elif batch.is_paired:
             # A copy: where both are one tensor, pytorch-metric-learning takes row i for the anchor itself.
             ref_labels = labels.clone()
@@ -208,7 +241,7 @@ class ClusterLoss(BaseMetricLossFunction):
             ref_emb, ref_labels = embeddings, labels
         terms = self.compute_loss(embeddings, labels, tuples, ref_emb, ref_labels)
         if self.weights is not None:
-            terms = weigh_anchors(terms, self.weights.under(mixture)(features))
+            terms = weigh_anchors(terms, self.weights(features, learn=learn))
         seen = labels if past is None else ref_labels
         self._statistics = LossStatistics(seen, confidence, count_terms(terms), self._statistics.churn)
         return self.reducer(terms, embeddings, labels)
@@ -226,8 +259,9 @@ class ClusterLoss(BaseMetricLossFunction):
             The churn, which is the share of the points whose cluster changed.
         """
         with together(self.mixture.means.device, enabled=self.mixture.distributed):
-            self._statistics.churn = refit_mixture(self.mixture, self._fitted_to(data))
-        return self._statistics.churn
+            churn = refit_mixture(self.mixture, self._fitted_to(data))
+        self._statistics = replace(self._statistics, churn=churn)
+        return churn
 
     def _fitted_to(self, data: Tensor | np.ndarray | Iterable[Any] | None) -> Any:
         """What to fit to at the end of an epoch: the data given, or this process's part of the memory."""
@@ -274,12 +308,18 @@ class ClusterLoss(BaseMetricLossFunction):
         """Rows as the mixture takes them."""
         return unit_rows(rows.detach()) if self.normalize else at_least_float32(rows.detach())
 
-    def _at_rest(self, batch: Batch) -> StudentTMixture | None:
-        """The mixture that labels a batch, unchanged by it; None while there is none."""
-        return self.mixture if self._is_warm else None
+    def _lengthened(self, embeddings: Tensor, ref_emb: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both with no rows so short that a distance that divides by their norm has no bounded gradient."""
+        if not self.distance.normalize_embeddings:
+            return embeddings, ref_emb
+        return lengthened(embeddings), None if ref_emb is None else lengthened(ref_emb)
 
-    def _learn(self, batch: Batch, exchange: Exchange) -> StudentTMixture | None:
-        """Learn from the batch, and return the mixture that labels it; None while it warms up."""
+    def _comes_again(self, batch: Batch) -> bool:
+        """Whether a batch was learned by an earlier call of this step; of repetitions in the warm-up all count."""
+        return is_recomputation() or (self._is_warm and self._last.comes_again_as(batch.clustered))
+
+    def _learn(self, batch: Batch, exchange: Exchange) -> None:
+        """Learn from the batch."""
         if is_active() and self.refit != "external" and not self.mixture.distributed:
             raise RuntimeError("the mixture would differ between processes: make it with distributed=True")
         rows = exchange.join(batch.clustered)
@@ -290,17 +330,17 @@ class ClusterLoss(BaseMetricLossFunction):
         if self.memory is not None:
             embeddings = rows if batch.features is None else exchange.join(batch.embeddings.detach())
             self.memory.push(embeddings, None if batch.features is None else rows)
-        self.steps += 1
+        self.steps = self.steps + 1
         if isinstance(self.refit, int) and self._is_due(self.refit):
             self.end_epoch()
-        return self.mixture if self._is_warm else None
 
     def _stream(self, features: Tensor) -> None:
         """Learn from the rows of a batch, and note how many changed their cluster."""
         old = _assign(self.mixture, features)[0] if self._is_warm else None
         self.mixture.partial_fit(share(features))
         if old is not None:
-            self._statistics.churn = (old != _assign(self.mixture, features)[0]).double().mean()
+            churn = (old != _assign(self.mixture, features)[0]).double().mean()
+            self._statistics = replace(self._statistics, churn=churn)
 
     def _is_due(self, interval: int) -> bool:
         """Whether a refit to the memory is due."""

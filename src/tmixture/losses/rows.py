@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A row shorter than this share of the median norm, or than this norm, has hardly a direction.
+SHORT, SHORTEST = 1e-4, 1e-6
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -96,6 +99,21 @@ def unit_rows(x: Tensor) -> Tensor:
     x = at_least_float32(x)
     x = x / x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
     return torch.nn.functional.normalize(x, dim=1)
+
+
+def lengthened(x: Tensor) -> Tensor:
+    """Rows (n, d), of which very short ones are made longer, with the gradient of the longer ones; zeros have none.
+
+    The gradient of a row's direction grows as one over its norm, without bound, and pytorch-metric-learning takes rows
+    shorter than 1e-12 for zeros. All rows but these stay bit for bit what they are.
+    """
+    with torch.no_grad():
+        norm = x.norm(dim=1, keepdim=True)
+        shortest = (SHORT * norm.median(0).values).clamp(SHORTEST, 1.0) if len(x) else norm
+        short = norm < shortest
+        longer = unit_rows(x) * shortest
+        moves = (x != 0).any(1, keepdim=True).to(x)
+    return torch.where(short, longer + (x - x.detach()) * moves, x)
 
 
 @dataclass(frozen=True)

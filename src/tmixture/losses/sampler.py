@@ -78,9 +78,28 @@ class ClusterBalancedSampler(Sampler[int]):
             counts.double() ** (1 - self.exponent), self.draws, replacement=True, generator=generator
         )
         drawn = torch.empty_like(clusters)
-        for cluster, members in enumerate(labels.argsort(stable=True).split(counts.tolist())):
-            places = (clusters == cluster).nonzero()[:, 0]
-            rounds = -(-len(places) // len(members))
-            turns = [members[torch.randperm(len(members), generator=generator)] for _ in range(rounds)]
-            drawn[places] = torch.cat([*turns, places[:0]])[: len(places)]
+        drawn[clusters.argsort(stable=True)] = _turns(
+            labels, counts, clusters.bincount(minlength=len(counts)), generator
+        )
         yield from drawn[self.rank :: self.num_replicas].tolist()
+
+
+def _turns(labels: Tensor, counts: Tensor, draws: Tensor, generator: torch.Generator) -> Tensor:
+    """Samples of each cluster, cluster by cluster, that take turns in an order drawn anew for every round.
+
+    Args:
+        labels: (N,) clusters 0 … C−1 of the samples.
+        counts: (C,) samples in each.
+        draws: (C,) how many to draw from each.
+        generator: source of randomness.
+    """
+    rounds = -(-draws // counts)
+    copies = rounds[labels]
+    samples = torch.arange(len(labels)).repeat_interleave(copies)
+    turn = torch.arange(len(samples)) - (copies.cumsum(0) - copies).repeat_interleave(copies)
+    group = (rounds.cumsum(0) - rounds)[labels[samples]] + turn  # one for each round of each cluster
+    chance = torch.rand(len(samples), generator=generator, dtype=torch.float64).argsort()
+    samples = samples[chance[group[chance].argsort(stable=True)]]
+    length = rounds * counts  # of each cluster, of which the last round may be cut short
+    place = torch.arange(len(samples)) - (length.cumsum(0) - length).repeat_interleave(length)
+    return samples[place < draws.repeat_interleave(length)]

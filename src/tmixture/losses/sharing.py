@@ -18,14 +18,21 @@ class Exchange:
 
     Args:
         rows: (n, d) in float32 or float64, what this process brings.
+        again: whether this process takes its rows for those of an earlier call.
+
+    Attributes:
+        again: whether all processes do.
+        replicated: whether each process brings the rows of all.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        self.replicated = False
+    def __init__(self, rows: Tensor, *, again: bool = False) -> None:
+        self.replicated, self.again = False, again
         if is_active():
             bits = rows.view(torch.int32 if rows.dtype == torch.float32 else torch.int64)
-            everyone = gather_rows(torch.stack([bits.sum(), bits.new_tensor(len(rows)).long()])[None])
-            self.replicated = bool((everyone == everyone[0]).all())
+            mine = [bits.sum(), bits.new_tensor(len(rows)).long(), bits.new_tensor(again).long()]
+            everyone = gather_rows(torch.stack(mine)[None])
+            self.again = bool(everyone[:, 2].all())
+            self.replicated = bool((everyone[:, :2] == everyone[0, :2]).all())
 
     def join(self, rows: Tensor) -> Tensor:
         """The rows of all processes, the same and in the same order everywhere."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossStatistics:
     """Of one call. Tensors stay on their device until `read`, so that recording costs no synchronisation.
 

@@ -126,24 +126,20 @@ class ClusterWeights(nn.Module):
         recent = "" if self.recent is None else f", recent={self.recent.size}"
         return f"ClusterWeights(mass={mass}, outlier={self.outlier}, confidence={self.confidence}{limit}{recent})"
 
-    def under(self, mixture: StudentTMixture) -> ClusterWeights:
-        """These weights, or the same from another mixture, with a mean of one over each batch."""
-        if mixture is self.mixture:
-            return self
-        return ClusterWeights(
-            mixture, mass=self.mass, outlier=self.outlier, confidence=self.confidence, limit=self.limit
-        )
-
     @torch.no_grad()
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, *, learn: bool = True) -> Tensor:
         """Weights (n,) of rows (n, d) as the mixture takes them; their mean is one over the rows given together.
 
         For a mean of one over more than that, there are `recent` and `calibrate`. If no row is above a threshold, all
         weights are zero.
+
+        Args:
+            features: (n, d).
+            learn: whether these rows are among the `recent` ones in train mode.
         """
         if not bool(self.mixture.fitted):
             return torch.ones(len(features), device=features.device)
-        if self.recent is not None and self.training:
+        if self.recent is not None and self.training and learn:
             self.recent.push(features)
             self.calibrate(self.recent.embeddings)
         emphasis, trust = self._factors(features)
