@@ -210,11 +210,9 @@ class StudentTMixture(MixtureModel):
                 )
                 variance = sampling.variances(sample)
                 rules = self._rules(variance)
-                one_start = (
-                    given is not None or isinstance(self.init, Tensor) or (self.warm_start and bool(self.fitted))
-                )
+                goes_on = self.warm_start and bool(self.fitted)
                 try:
-                    for _ in range(1 if one_start else self.n_init):
+                    for _ in range(1 if goes_on or given or isinstance(self.init, Tensor) else self.n_init):
                         start = self._start(sample, given, rules, variance, generator)
                         fits = [*fits, fitting.Fit()]
                         fitting.run(
@@ -345,10 +343,9 @@ class StudentTMixture(MixtureModel):
         return {**{name: getattr(self, name) for name in self.setting_names()}, "dof": self.initial_dof, **placement}
 
     def save(self, path: str | os.PathLike[str], origin: dict[str, Any] | None = None) -> None:
-        """Write everything to a safetensors file: settings, parameters and the statistics of a stream.
+        """Write everything to a safetensors file: settings, parameters, a stream, and what to say of the data, `origin`.
 
         The generator is not saved unless it is a seed, nor is `train_by_gradients`, to be called again after `load`.
-        What there is to say of the data, `origin`, is for those who read the file's metadata, and for JSON.
         """
         record = {name: getattr(self, name) for name in RECORD}
         files.write(path, self.plain_state(), files.encoded(self.settings()), record, origin)

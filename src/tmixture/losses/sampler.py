@@ -78,9 +78,8 @@ class ClusterBalancedSampler(Sampler[int]):
             counts.double() ** (1 - self.exponent), self.draws, replacement=True, generator=generator
         )
         drawn = torch.empty_like(clusters)
-        drawn[clusters.argsort(stable=True)] = _turns(
-            labels, counts, clusters.bincount(minlength=len(counts)), generator
-        )
+        draws = clusters.bincount(minlength=len(counts))
+        drawn[clusters.argsort(stable=True)] = _turns(labels, counts, draws, generator)
         yield from drawn[self.rank :: self.num_replicas].tolist()
 
 
