@@ -343,7 +343,7 @@ class StudentTMixture(MixtureModel):
         return {**{name: getattr(self, name) for name in self.setting_names()}, "dof": self.initial_dof, **placement}
 
     def save(self, path: str | os.PathLike[str], origin: dict[str, Any] | None = None) -> None:
-        """Write everything to a safetensors file: settings, parameters, a stream, and what to say of the data, `origin`.
+        """Write everything to a safetensors file: settings, parameters, a stream, and `origin`, words on the data.
 
         The generator is not saved unless it is a seed, nor is `train_by_gradients`, to be called again after `load`.
         """
