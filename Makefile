@@ -27,7 +27,7 @@ test: $(VENV)/.installed-for-tests
 quick: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
-# The same, with the share of src that is run; tracing takes half as long again.
+# The same, with the share of src that is run.
 coverage: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 

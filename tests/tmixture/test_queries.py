@@ -36,8 +36,8 @@ def test_free_parameters_are_counted_as_in_scikit_learn(structure, K, d):
 
 @pytest.mark.parametrize(("structure", "weighted"), in_turn(STRUCTURES, [False, True]))
 def test_criteria_are_their_definitions(structure, weighted):
-    mixture, x = fit(structure, chunk_size=64), rows(300, seed=1)
-    weight = torch.arange(300) % 3 if weighted else torch.ones(300)
+    mixture, x = fit(structure, chunk_size=64), rows(90, seed=1)
+    weight = torch.arange(90) % 3 if weighted else torch.ones(90)
     log_likelihood = entropy = 0.0
     for row, s in zip(x, weight.tolist()):
         densities = [

@@ -148,7 +148,7 @@ def test_a_loss_works_or_is_refused_before_training(loss, settings):
         loss_fn = ClusterLoss(loss=copy.deepcopy(loss), n_components=4, embedding_size=6, **settings)
     except ValueError:
         return
-    for seed in range(6):
+    for seed in range(4):
         assert loss_fn(clustered(16, seed=seed, spread=1.5)[0].requires_grad_()).isfinite()
 
 
