@@ -160,8 +160,14 @@ class MixtureModel(nn.Module):
     @property
     def covariances(self) -> Tensor:
         """The covariance matrices ν/(ν−2)·Σ: (K, d, d). Infinite where ν ≤ 2."""
-        factor = torch.where(self.dof.isinf(), 1.0, self.dof / (self.dof - 2))
-        return torch.where((self.dof > 2)[:, None, None], self.scales * factor[:, None, None], float("inf"))
+        factors = self.variance_factors[:, None, None]
+        return torch.where(factors.isinf(), factors, self.scales * factors)
+
+    @property
+    def variance_factors(self) -> Tensor:
+        """ν/(ν−2), of the variances of each component over its scales: (K,). Infinite where ν ≤ 2."""
+        varying = torch.where(self.dof > 2, self.dof / (self.dof - 2), float("inf"))
+        return torch.where(self.dof.isinf(), 1.0, varying)
 
     def require_fitted(self) -> None:
         """Raise a `RuntimeError` unless there are parameters to ask."""

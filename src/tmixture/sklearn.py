@@ -199,8 +199,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw points (n_samples, d) and the components (n_samples,) that they come from, using `random_state`."""
         check_is_fitted(self, "mixture_")
-        generator = torch.Generator().manual_seed(self._seed())
-        x, component = self.mixture_.sample(n_samples, generator=generator)
+        x, component = self.mixture_.sample(n_samples, generator=self._seed())
         return x.cpu().numpy(), component.cpu().numpy()
 
     @property
@@ -228,7 +227,9 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
     def covariances_(self) -> np.ndarray:
         """Covariance matrices, in the shape of their structure."""
         scales = self.scales_
-        return scales * self._covariance_per_scale(scales)
+        factor = self._covariance_per_scale(scales)
+        infinite = np.isinf(factor)  # zeros of a matrix are to be infinite, too, and not NaN
+        return np.where(infinite, factor, scales * np.where(infinite, 1, factor))
 
     @property
     def precisions_(self) -> np.ndarray:
@@ -254,9 +255,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
 
     def _covariance_per_scale(self, scales: np.ndarray) -> np.ndarray:
         """ν/(ν−2) of each component, or of all, in a shape that multiplies their scales."""
-        dof = self.mixture_.dof.double()
-        factor = torch.where(dof.isinf(), 1.0, torch.where(dof > 2, dof / (dof - 2), torch.inf))
-        if self.mixture_.covariance_type == "tied" and bool((dof == dof[0]).all()):
+        factor = self.mixture_.variance_factors
+        if self.mixture_.covariance_type == "tied" and bool((self.mixture_.dof == self.mixture_.dof[0]).all()):
             factor = factor[0]
         trailing = (1,) * (2 if self._has_matrices else scales.ndim - 1)
         return factor.cpu().numpy().astype(scales.dtype).reshape(*factor.shape, *trailing)

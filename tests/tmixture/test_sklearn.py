@@ -219,6 +219,8 @@ def test_heavy_tails_have_no_precision():
     X, _ = blobs()
     estimator = StudentTMixtureClusterer(3, dof=[1.0, 4.0, 8.0], covariance_type="tied", random_state=0).fit(X)
     assert np.isinf(estimator.covariances_[0]).any()
+    full = StudentTMixtureClusterer(2, dof=1.5, covariance_type="full", precisions_init=np.eye(3)[None].repeat(2, 0))
+    assert np.isposinf(full.set_params(max_iter=0).fit(X).covariances_).all()
     np.testing.assert_array_equal(estimator.precisions_[0], 0)
     for k in (1, 2):
         np.testing.assert_allclose(estimator.precisions_[k] @ estimator.covariances_[k], np.eye(3), atol=1e-9)
