@@ -88,7 +88,7 @@ class Chunks:
         self.weight_unit = 1.0
         if sample_weight is not None:  # as they are, float32 may not hold them
             weights = _check_weights(sample_weight)
-            self.weight_unit = _unit(weights, shared=shared)
+            self.weight_unit = unit_of(weights, shared=shared)
             self.weights = weights / self.weight_unit
             self.weights[self.weights < NEGLIGIBLE_WEIGHT] = 0
         self.responsibilities = (
@@ -284,7 +284,7 @@ def check_stream_weights(chunks: Chunks) -> None:
         )
 
 
-def _unit(weights: Tensor, *, shared: bool) -> float:
+def unit_of(weights: Tensor, *, shared: bool = False) -> float:
     """The power of two in units of which the largest weight lies between 1 and 2; of all processes if `shared`."""
     largest = weights.max()[None] if len(weights) else weights.new_zeros(1)
     largest = distributed.gather_rows(largest).max() if shared else largest[0]

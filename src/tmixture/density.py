@@ -101,7 +101,9 @@ class Density:
 
     def mahalanobis(self, features: Tensor) -> Tensor:
         """Squared Mahalanobis distances δ (n, K), finite and not negative."""
-        return self.scale.mahalanobis(features, self.means).clamp_(max=torch.finfo(features.dtype).max)
+        # Squares may overflow, and expanded ones cancel to NaN then; the rows themselves are finite.
+        largest = torch.finfo(features.dtype).max
+        return self.scale.mahalanobis(features, self.means).nan_to_num_(nan=largest, posinf=largest)
 
     def relevant(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """δ and log π_k·T_k (n, K) where a responsibility may exceed `negligible`, elsewhere what rules it out.

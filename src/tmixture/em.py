@@ -20,8 +20,8 @@ from tmixture.reseeding import failed_components, poorly_explained, reseed
 from tmixture.scales.base import Moments, Shares
 from tmixture.statistics import SufficientStatistics
 
-# The share of regularization in what other features leave of a feature, in a component of average size.
-NEARLY_SINGULAR = 0.05
+# The variance of a feature, relative to what other features leave of it in a component, that float32 can tell apart.
+NEARLY_SINGULAR = 5e4
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Rules:
         regularization: (d,), variances that every component is credited with, as if of a component of average size:
             a prior Π_k exp(−½·N/K·Σ_j λ_j·(Σ_k⁻¹)_jj), which `penalty` is the logarithm of. (Added to the diagonals as
             they are, whatever the size of a component, they would have no objective that EM raises.)
+        variance: (d,), robust variances of the data: what is left of a feature may be too small for float32 beside them.
         distributed: whether statistics are summed over the processes of the default group.
         prior_rows: rows of variance `prior_variance` that a component without rows is credited with. The credit fades
             out until it has five times as many of its own, so that a component of one or two rows is no spike, and one
@@ -50,6 +51,7 @@ class Rules:
     learn_dof: Literal[False, "shared", "component"]
     dof_bounds: tuple[float, float]
     regularization: Tensor
+    variance: Tensor | float = 0.0
     distributed: bool = False
     prior_rows: float = 0.0
     prior_variance: Tensor | float = 0.0
@@ -97,15 +99,14 @@ def expectation(
 
 
 def is_nearly_singular(parameters: Parameters, rules: Rules) -> bool:
-    """Whether rows lie so close to a subspace that regularization is most of what is left beside it.
+    """Whether rows lie so close to a subspace that what is left beside it drowns in the rounding errors of float32.
 
-    That is the case for one-hot, compositional and collinear features. The rounding errors of a float32 scatter are as
-    large.
+    That is the case for one-hot, compositional and collinear features.
     """
     if not parameters.scale.correlates:
         return False
     precisions = parameters.scale.precisions(parameters.n_features)
-    return bool((precisions * rules.regularization.to(precisions)).max() > NEARLY_SINGULAR)
+    return bool((precisions * rules.variance).max() > NEARLY_SINGULAR)
 
 
 def no_statistics(density: Density) -> SufficientStatistics:
@@ -179,7 +180,7 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     scatter = statistics.about(old, means).scatter
     credited = statistics.weight / len(n) * rules.regularization
     penalty = (old.precisions(parameters.n_features) * credited).sum(1).expand_as(n)
-    expansion = _expansion(n * alive, w * alive, penalty * alive, parameters.dof, old.per_component, rules)
+    expansion = _expansion(n * alive, w * alive, penalty, parameters.dof, old.per_component, rules)
     prior = (rules.prior_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
     denominator = torch.where(alive, n * expansion + prior, 1.0 if old.per_component else 0.0)
     added = expansion[:, None] * credited + prior[:, None] * rules.prior_variance

@@ -23,10 +23,14 @@ RELATIVE_FLOOR = 1e-12
 LEAST_REGULARIZATION = 1e-36
 
 
-def regularization(reg_covar: float | Literal["auto"], variance: Tensor) -> Tensor:
-    """The variances (d,) that components are credited with, from those of the data (d,), of which some may be zero."""
+def positive(variance: Tensor) -> Tensor:
+    """Variances (d,) of data, with what is usual among them in the place of those of constant features."""
     usual = variance.mean() if (variance > 0).any() else torch.ones_like(variance)
-    variance = torch.where(variance > 0, variance, usual)
+    return torch.where(variance > 0, variance, usual)
+
+
+def regularization(reg_covar: float | Literal["auto"], variance: Tensor) -> Tensor:
+    """The variances (d,) that components are credited with, from those of the data (d,)."""
     if reg_covar == "auto":
         return (RELATIVE_REGULARIZATION * variance).clamp(min=LEAST_REGULARIZATION)
     return (RELATIVE_FLOOR * variance).clamp(min=max(reg_covar, LEAST_REGULARIZATION))

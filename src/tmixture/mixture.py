@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmixture import candidates, diagnostics, em, files, fitting, initialization, sampling, streaming, validation
-from tmixture.chunks import Chunks, Data, check_stream_weights
+from tmixture.chunks import Chunks, Data, check_stream_weights, unit_of
 from tmixture.model import MixtureModel
 from tmixture.notices import each_once
 from tmixture.numerics import accumulation_dtype, exact
@@ -380,8 +380,9 @@ class StudentTMixture(MixtureModel):
 
     def _rules(self, variance: Tensor) -> em.Rules:
         """How to fit data of these variances (d,)."""
+        variance = fitting.positive(variance)
         regularization = fitting.regularization(self.reg_covar, variance)
-        return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, self.distributed)
+        return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, variance, self.distributed)
 
     def _start(
         self,
@@ -444,7 +445,9 @@ class StudentTMixture(MixtureModel):
             sample = self.running.waiting.followed_by(sample)
         if sample.rows < self.n_components:
             return streaming.Update(sample)
+        unit = unit_of(sample.weight)
+        sample = sample.times(1 / unit)
         variance = sampling.variances(sample)
         rules = streaming.shrinking(self._rules(variance), self.snapshot().scale, self.n_features, variance)
         start = self._start(sample, None, rules, variance, generator)
-        return streaming.warm_up(sample, start, rules, dtype, self.tol, generator)
+        return streaming.warm_up(sample, unit, start, rules, dtype, self.tol, generator)

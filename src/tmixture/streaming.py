@@ -91,13 +91,14 @@ def shrinking(rules: em.Rules, scale: Scale, n_features: int, variance: Tensor) 
 
 def warm_up(
     sample: Sample,
+    weight_unit: float,
     start: Parameters,
     rules: em.Rules,
     dtype: torch.dtype,
     tol: float,
     generator: torch.Generator | None,
 ) -> Update:
-    """A few iterations of EM on the first rows of a stream, which all processes hold."""
+    """A few iterations of EM on the first rows of a stream, which all processes hold, with weights in some unit."""
     steps = em.iterate(
         [Chunk(sample.x, sample.weight)],
         start,
@@ -110,7 +111,8 @@ def warm_up(
     )
     *_, last = steps
     is_over = sample.rows >= WARMUP_ROWS * start.n_components
-    return Update(Stream.of_step(last, rules.regularization, dtype) if is_over else sample, last.parameters)
+    begun = Stream.of_step(last, rules.regularization, dtype, weight_unit) if is_over else sample.times(weight_unit)
+    return Update(begun, last.parameters)
 
 
 def advance(

@@ -186,6 +186,8 @@ class LowRankScale(Scale):
         loadings = cross @ _inverse_root(outer) / denominator.sqrt()[:, None, None]
         variance = squares / denominator[:, None]
         least = torch.maximum(added / denominator[:, None], LEAST_NOISE * variance)
+        # Noise that is below this already may stay: to raise it would lower Q.
+        least = torch.minimum(least, self.whitening.square().reciprocal())
         noise = torch.maximum(variance - loadings.square().sum(2), least)
         return type(self)(noise.rsqrt(), loadings)
 
