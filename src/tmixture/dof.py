@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,10 @@ from tmixture.special import digamma_remainder, trigamma_remainder
 
 # Newton steps: the start is off by 1.5 % at most, and each step squares that.
 NEWTON_STEPS = 4
+# M-steps from one leap to the next.
+STEPS_PER_LEAP = 3
+# How far a leap goes at most, in log ν.
+LONGEST_LEAP = math.log(4.0)
 
 
 def solve_dof(constant: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -41,3 +47,33 @@ def expected_log_correction(dof: Tensor, d: int) -> Tensor:
     """ψ((ν+d)/2) − log((ν+d)/2): what turns log E[U] into E[log U], given x; 0 where ν = ∞."""
     half = (torch.where(dof.isinf(), 1.0, dof) + d) / 2
     return torch.where(dof.isinf(), 0.0, digamma_remainder(half))
+
+
+class Leaps:
+    """Extrapolation of a learned ν, which EM moves by ever the same small share of what is left (Aitken's δ²).
+
+    The information on a large ν is nearly all missing: near ν = 30 EM takes a thousand steps for what a few leaps do.
+
+    Args:
+        bounds: of ν.
+    """
+
+    def __init__(self, bounds: tuple[float, float]) -> None:
+        self.bounds = bounds
+        self._logs: list[Tensor] = []
+        self._longest = LONGEST_LEAP
+
+    def shorten(self) -> None:
+        """Leap less far next time: the last leap went too far."""
+        self._longest /= 8
+
+    def next(self, dof: Tensor) -> Tensor | None:
+        """Where the last M-steps, of which this is the outcome (K,), lead to in the end; None if it is too soon."""
+        self._logs.append(dof.log())
+        if len(self._logs) < STEPS_PER_LEAP:
+            return None
+        first, step = self._logs[-2] - self._logs[-3], self._logs[-1] - self._logs[-2]
+        ratio = torch.where(first == 0, 0.0, step / first).clamp(0, 0.999)
+        leap = (step * ratio / (1 - ratio)).clamp(-self._longest, self._longest)
+        self._logs, self._longest = [], min(2 * self._longest, LONGEST_LEAP)
+        return (dof * leap.exp()).clamp(*self.bounds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from tmixture import distributed
 from tmixture.chunks import Chunk
 from tmixture.density import Density, negligible, working_density
-from tmixture.dof import expected_log_correction, solve_dof
+from tmixture.dof import Leaps, expected_log_correction, solve_dof
 from tmixture.numerics import accumulation_dtype, column_sums
 from tmixture.parameters import Parameters
 from tmixture.reseeding import failed_components, poorly_explained, reseed
@@ -22,6 +22,8 @@ from tmixture.statistics import SufficientStatistics
 
 # The variance of a feature, relative to what other features leave of it in a component, that float32 can tell apart.
 NEARLY_SINGULAR = 5e4
+# A step, in nats per row, after which a learned ν may leap.
+SLOW = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Rules:
         regularization: (d,), variances that every component is credited with, as if of a component of average size:
             a prior Π_k exp(−½·N/K·Σ_j λ_j·(Σ_k⁻¹)_jj), which `penalty` is the logarithm of. (Added to the diagonals as
             they are, whatever the size of a component, they would have no objective that EM raises.)
-        variance: (d,), robust variances of the data: what is left of a feature may be too small for float32 beside them.
+        variance: (d,), robust variances of the data, to tell what is too small beside them for float32.
         distributed: whether statistics are summed over the processes of the default group.
         prior_rows: rows of variance `prior_variance` that a component without rows is credited with. The credit fades
             out until it has five times as many of its own, so that a component of one or two rows is no spike, and one
@@ -254,9 +256,12 @@ def iterate(
     """Run EM, yielding the state after every E-step, which is `e_step` if given and else `expectation`.
 
     Stops when `what_is_left` of the objective is at most `tol`, or after `max_iter` M-steps. A component that dies or
-    collapses onto a point is re-seeded, at most `max_reseeds` times.
+    collapses onto a point is re-seeded, at most `max_reseeds` times. A learned ν leaps ahead now and then, and back if
+    the objective says so.
     """
     history: list[float] = []  # since the last new start
+    leaps = Leaps(rules.dof_bounds) if rules.learn_dof and e_step is None else None
+    before_leap: Parameters | None = None
     reseeds = torch.zeros(parameters.n_components, dtype=torch.long)
     reseeded: list[int] = []
     for n_iter in range(max_iter + 1):
@@ -266,6 +271,12 @@ def iterate(
         else:
             statistics = expectation(chunks, parameters, rules, dtype)
         objective, total_rows, rows = on_host(statistics, lost)
+        if leaps and before_leap and objective < history[-1]:
+            leaps.shorten()
+            parameters, lost = before_leap, penalty(before_leap, rules)
+            statistics = expectation(chunks, parameters, rules, dtype)
+            objective, total_rows, rows = on_host(statistics, lost)
+        before_leap = None
         history.append(objective)
         converged = what_is_left(history) <= tol
         yield Step(parameters, statistics, objective, n_iter, converged, reseeded)
@@ -279,6 +290,15 @@ def iterate(
             candidates = poorly_explained(chunks, parameters, len(reseeded), dtype, generator, rules.distributed)
             parameters = reseed(parameters, reseeded, candidates)[0]
             history = []
+        elif leaps and is_slow(history) and (dof := leaps.next(parameters.dof)) is not None:
+            before_leap, parameters = parameters, replace(parameters, dof=dof)
+            settled = replace(rules, learn_dof=False)  # the scales follow, before the leap is judged
+            parameters = maximization(expectation(chunks, parameters, settled, dtype), parameters, settled)
+
+
+def is_slow(history: list[float]) -> bool:
+    """Whether the components have found their rows, and only details are left, such as ν."""
+    return len(history) > 1 and history[-1] - history[-2] < SLOW
 
 
 def what_is_left(history: list[float]) -> float:

@@ -115,7 +115,7 @@ def test_the_px_m_step_maximises_the_expanded_likelihood(structure, learn_dof):
 def test_the_objective_never_decreases(structure, learn_dof, scale_update, dtype, reg_covar):
     x, model = naive.heavy_tailed(K=3, d=3, N=200, structure=structure)
     settings = dict(learn_dof=learn_dof, scale_update=scale_update, reg_covar=reg_covar)
-    mixture = from_model(model, structure, max_iter=60, dtype=dtype, **settings)
+    mixture = from_model(model, structure, max_iter=40, dtype=dtype, **settings)
     mixture.fit(torch.as_tensor(x).to(dtype))
     assert mixture.n_reseeded_ == 0
     gains = np.diff(mixture.history_)
