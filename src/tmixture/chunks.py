@@ -37,11 +37,19 @@ COMPARED_INDICES = 1000
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of the data: x (n, d), sample weights (n,) or None, given responsibilities (n, K) or None."""
+    """Consecutive rows of the data.
+
+    Attributes:
+        x: (n, d).
+        weight: sample weights (n,) or None.
+        responsibilities: given ones (n, K) or None.
+        allowed: mask (n, K) of the components that a row may belong to, or None for all.
+    """
 
     x: Tensor
     weight: Tensor | None = None
     responsibilities: Tensor | None = None
+    allowed: Tensor | None = None
 
 
 class Chunks:
@@ -59,6 +67,8 @@ class Chunks:
         size: rows in a chunk; the last one may have fewer.
         sample_weight: (N,), not negative, in the order of the rows; chunks carry them over `weight_unit`.
         responsibilities: labels (N,) or responsibilities (N, K), in the order of the rows.
+        labels: known classes (N,), −1 where unknown, or a mask (N, K) of allowed components; in the order of the rows.
+        component_labels: (K,), the class of each component.
         n_components: K, to check the responsibilities against.
         in_order: whether something else is kept for each row, so that the rows must keep their order.
         shared: whether other processes have rows, too, with weights in the same unit.
@@ -74,6 +84,8 @@ class Chunks:
         *,
         sample_weight: Tensor | np.ndarray | None = None,
         responsibilities: Tensor | np.ndarray | None = None,
+        labels: Tensor | np.ndarray | None = None,
+        component_labels: Tensor | None = None,
         n_components: int = 1,
         in_order: bool = False,
         shared: bool = False,
@@ -94,13 +106,15 @@ class Chunks:
         self.responsibilities = (
             None if responsibilities is None else _check_responsibilities(responsibilities, n_components)
         )
+        self.component_labels = torch.arange(n_components) if component_labels is None else component_labels.cpu()
+        self.labels = None if labels is None else _check_labels(labels, self.component_labels)
         self.n_components = n_components
         self.rows: int | None = None  # known after the first pass
-        self.in_order = in_order or sample_weight is not None or responsibilities is not None
+        self.in_order = in_order or any(part is not None for part in (sample_weight, responsibilities, labels))
         self.first_rows: list[Tensor] = []  # of the chunks of a loader that must keep their order
         if self.in_order and _shuffles(data):
             raise ValueError(
-                "data is a DataLoader that brings its rows in another order every time: sample_weight, "
+                "data is a DataLoader that brings its rows in another order every time: sample_weight, labels, "
                 "responsibilities and what max_candidates remembers of each row cannot be matched to them: use them "
                 "with a loader that keeps the order (shuffle=False)"
             )
@@ -122,10 +136,11 @@ class Chunks:
                 responsibilities = self.responsibilities[start:stop].to(self.device)
                 if responsibilities.dim() == 1:
                     responsibilities = torch.nn.functional.one_hot(responsibilities, self.n_components)
+            allowed = None if self.labels is None else self._allowed(self.labels[start:stop])
             x = x.to(self.device, non_blocking=True)
             if self.rows is None:  # what was finite at the first pass is so at the others
                 check_finite(x, start, "data")
-            yield Chunk(x, weight, responsibilities)
+            yield Chunk(x, weight, responsibilities, allowed)
             start = stop
         self._check_lengths(start)
         if self.rows is not None and start != self.rows:
@@ -135,6 +150,14 @@ class Chunks:
             if not self.may_be_empty:
                 raise ValueError("data is empty: at least one row is needed")
             yield Chunk(torch.empty(0, self.n_features, device=self.device))
+
+    def _allowed(self, labels: Tensor) -> Tensor | None:
+        """The mask (n, K) for rows with these labels, or this mask; None if it says nothing."""
+        if labels.dim() == 1:
+            if not (labels >= 0).any():
+                return None
+            labels = (labels[:, None] < 0) | (labels[:, None] == self.component_labels)
+        return labels.to(self.device)
 
     def _inconstant(self, now: str) -> str:
         return f"data must bring the same rows at every iteration, but it had {self.rows} rows first and {now} now"
@@ -146,12 +169,13 @@ class Chunks:
             self.first_rows.append(first_row.clone())
         elif (first_row - self.first_rows[number]).norm() > SAME * self.first_rows[number].norm():
             raise ValueError(
-                "data must bring its rows in the same order at every iteration, where sample_weight, responsibilities "
-                f"or max_candidates are given, but row {index} is not what it was at the first"
+                "data must bring its rows in the same order at every iteration, where sample_weight, labels, "
+                f"responsibilities or max_candidates are given, but row {index} is not what it was at the first"
             )
 
     def _check_lengths(self, rows: int) -> None:
-        for name, values in (("sample_weight", self.weights), ("responsibilities", self.responsibilities)):
+        given = {"sample_weight": self.weights, "responsibilities": self.responsibilities, "labels": self.labels}
+        for name, values in given.items():
             if values is not None and len(values) != rows:
                 raise ValueError(f"{name} has {len(values)} entries, but the data has {rows} rows")
 
@@ -289,6 +313,26 @@ def unit_of(weights: Tensor, *, shared: bool = False) -> float:
     largest = weights.max()[None] if len(weights) else weights.new_zeros(1)
     largest = distributed.gather_rows(largest).max() if shared else largest[0]
     return 2.0 ** (int(torch.frexp(largest).exponent) - 1) if largest > 0 else 1.0
+
+
+def _check_labels(labels: Any, component_labels: Tensor) -> Tensor:
+    """Known classes (N,) or a mask (N, K), on the host."""
+    known = as_tensor(labels, "labels").detach().cpu()
+    if known.dim() == 2 and known.dtype == torch.bool and known.shape[1] == len(component_labels):
+        if not known.any(1).all():
+            row = int((~known.any(1)).nonzero()[0])
+            raise ValueError(f"labels must allow each row a component, but row {row} has none")
+        return known
+    if known.dim() != 1 or known.is_floating_point() or known.dtype == torch.bool:
+        raise ValueError(
+            f"labels must be integers (N,), with −1 for unknown, or a boolean mask (N, {len(component_labels)}), got "
+            f"{known.dtype} of shape {tuple(known.shape)}"
+        )
+    strange = ~torch.isin(known, component_labels) & (known >= 0)
+    if strange.any():
+        row = int(strange.nonzero()[0])
+        raise ValueError(f"labels must be classes of components, but row {row} has {int(known[row])}, which none has")
+    return known.long()
 
 
 def _check_responsibilities(responsibilities: Any, n_components: int) -> Tensor:

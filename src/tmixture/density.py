@@ -105,8 +105,10 @@ class Density:
         largest = torch.finfo(features.dtype).max
         return self.scale.mahalanobis(features, self.means).nan_to_num_(nan=largest, posinf=largest)
 
-    def relevant(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def relevant(self, features: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """δ and log π_k·T_k (n, K) where a responsibility may exceed `negligible`, elsewhere what rules it out.
+
+        Where a component is not `allowed` (n, K), the second is −∞.
 
         In high dimension a row has few components that are responsible for it, and a part of its distance from the
         others is enough to rule them out: their density can only fall from there.
@@ -114,27 +116,30 @@ class Density:
         n_parts = self.scale.parts(self.n_features)
         if n_parts == 1:
             distances = self.mahalanobis(features)
-            return (distances, self.joint(distances)) if len(self.apart) == 0 else self._corrected(distances, features)
+            if len(self.apart):
+                return self._corrected(distances, features, allowed)
+            return distances, ruled_out(self.joint(distances), allowed)
         distances = torch.stack([self.scale.part_of_mahalanobis(0, k, features, m) for k, m in enumerate(self.means)])
-        best = self.joint(distances.T).argmax(1)
+        best = ruled_out(self.joint(distances.T), allowed).argmax(1)
         is_best = best == torch.arange(len(self.means), device=best.device)[:, None]
         rows = rows_of(is_best)
         for part in range(1, n_parts):
             self._add_part(part, rows, distances, features)
         threshold = relevance_threshold(self.joint(distances.T).gather(1, best[:, None]))
         for part in range(1, n_parts):
-            possible = (self.joint(distances.T) > threshold).T
+            possible = (ruled_out(self.joint(distances.T), allowed) > threshold).T
             self._add_part(part, rows_of(possible & ~is_best), distances, features)
         distances = distances.T.clamp(max=torch.finfo(features.dtype).max)
-        return distances, self.joint(distances)
+        return distances, ruled_out(self.joint(distances), allowed)
 
-    def _corrected(self, distances: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _corrected(self, distances: Tensor, features: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
         """`relevant` from expanded distances (n, K), by differences where components `apart` may matter."""
         error = self.expansion_error
-        joint = self.joint(distances + error)  # at the least
+        joint = ruled_out(self.joint(distances + error), allowed)  # at the least
         threshold = relevance_threshold(joint.amax(1, keepdim=True))
         closest = (distances[:, self.apart] - error[self.apart]).clamp_(min=0)
-        rows, which = (self.joint(closest, self.apart) > threshold).nonzero(as_tuple=True)
+        possible = ruled_out(self.joint(closest, self.apart), None if allowed is None else allowed[:, self.apart])
+        rows, which = (possible > threshold).nonzero(as_tuple=True)
         components = self.apart[which]
         by_differences = self.scale.mahalanobis_of_pairs(features, self.means, rows, components)
         by_differences = by_differences.clamp_(max=torch.finfo(distances.dtype).max)
@@ -197,6 +202,11 @@ class Density:
         inverse_dof = self.inverse_dof if components is None else self.inverse_dof[components]
         relative = torch.addcmul(torch.ones_like(inverse_dof), distances, inverse_dof)
         return (1 + self.n_features * inverse_dof) / relative
+
+
+def ruled_out(joint: Tensor, allowed: Tensor | None) -> Tensor:
+    """Log π_k·T_k (n, K) with −∞ for components that are not allowed."""
+    return joint if allowed is None else joint.masked_fill(~allowed, -math.inf)
 
 
 def negligible(dtype: torch.dtype) -> float:

@@ -27,6 +27,43 @@ SLOW = 1e-3
 
 
 @dataclass(frozen=True)
+class Anchors:
+    """Points that means are held at, as by so many rows of latent precision one that count for nothing else.
+
+    The prior of component k is exp(−½·rows_k·(μ_k − m_k)ᵀ Σ_k⁻¹ (μ_k − m_k)).
+
+    Attributes:
+        means: (K, d), m.
+        rows: (K,), zero where nothing is held.
+    """
+
+    means: Tensor
+    rows: Tensor
+
+    def distances(self, parameters: Parameters) -> Tensor:
+        """rows_k·(μ_k − m_k)ᵀ Σ_k⁻¹ (μ_k − m_k): (K,)."""
+        density = Density(parameters, accumulation_dtype(parameters.means.device))
+        return self.rows * density.mahalanobis(density.features(self.means)).diagonal()
+
+    def scatter(self, old: Parameters, means: Tensor, weight: Tensor) -> Tensor:
+        """What they add to the scatter about new means (K, d), in the structure's form.
+
+        Args:
+            old: the parameters under which the E-step was done.
+            means: (K, d).
+            weight: (K,).
+        """
+        scale, origin = old.scale.to(means.dtype), old.means.to(means.dtype).mean(0)
+        centred, none_apart = old.means.to(means.dtype) - origin, torch.empty(0, dtype=torch.long, device=means.device)
+        sums = SufficientStatistics.zeros(scale, scale.reference(centred, none_apart) + origin)
+        sums.mass += weight
+        shares = Shares(torch.zeros_like(weight.diag()), weight.diag())
+        moments = Moments(sums.first, sums.scatter, centred, none_apart)
+        scale.accumulate(moments, scale.features(self.means - origin), shares)
+        return sums.about(scale, means).scatter
+
+
+@dataclass(frozen=True)
 class Rules:
     """How the M-step updates.
 
@@ -44,9 +81,11 @@ class Rules:
             out until it has five times as many of its own, so that a component of one or two rows is no spike, and one
             of many rows is exactly the maximum likelihood.
         prior_variance: (d,), in squared units of the data.
-        anchor_rows: rows at its own mean that a component without rows is credited with, in its weight and its mean;
+        own_rows: rows at its own mean that a component without rows is credited with, in its weight and its mean;
             fading like `prior_rows`. In a stream a component may have to wait for its first rows: it must not run to
             the wrong ones meanwhile, nor be left with a weight that no row can overcome.
+        anchors: what the means are held at, if anything.
+        kept: mask (K,), on the host, of the components that are never started anew, if there are any.
     """
 
     scale_update: Literal["px", "classic"]
@@ -57,7 +96,9 @@ class Rules:
     distributed: bool = False
     prior_rows: float = 0.0
     prior_variance: Tensor | float = 0.0
-    anchor_rows: float = 0.0
+    own_rows: float = 0.0
+    anchors: Anchors | None = None
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +164,7 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
     exact = statistics.mass.dtype
     features = density.features_in_turn(chunk.x)
     if chunk.responsibilities is None:
-        distances, joint = density.relevant(features)
+        distances, joint = density.relevant(features, chunk.allowed)
         log_likelihood, responsibilities = evidence(joint)
         precision = density.outlier_weights(distances)
     else:
@@ -171,30 +212,42 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     old = parameters.scale.to(statistics.mass.dtype)
     n, w = statistics.responsibility, statistics.mass
     weight_per_row = statistics.weight / statistics.rows
-    anchor = (rules.anchor_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
-    weights = ((n + anchor) / (n + anchor).sum()).clamp(min=torch.finfo(torch.float32).tiny)
+    own = (rules.own_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
+    weights = ((n + own) / (n + own).sum()).clamp(min=torch.finfo(torch.float32).tiny)
     alive = (w > torch.finfo(w.dtype).tiny * 1e6) & (n > torch.finfo(n.dtype).tiny * 1e6)
     n, w = torch.where(alive, n, 1.0), torch.where(alive, w, 1.0)
 
-    old_means = parameters.means.to(w.dtype)
-    means = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means)
-    means = means.lerp(old_means, (anchor / (n + anchor))[:, None])
-    scatter = statistics.about(old, means).scatter
     credited = statistics.weight / len(n) * rules.regularization
     penalty = (old.precisions(parameters.n_features) * credited).sum(1).expand_as(n)
+    if rules.anchors:
+        penalty = penalty + rules.anchors.distances(parameters) * weight_per_row
     expansion = _expansion(n * alive, w * alive, penalty, parameters.dof, old.per_component, rules)
+
+    old_means = parameters.means.to(w.dtype)
+    means = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means)
+    if rules.anchors:
+        pull = rules.anchors.rows * weight_per_row * expansion
+        means = means.lerp(rules.anchors.means, (pull / (w + pull))[:, None])
+    means = means.lerp(old_means, (own / (n + own))[:, None])
+    scatter, mass = statistics.about(old, means).scatter, w
+    if rules.anchors:
+        scatter, mass = scatter + rules.anchors.scatter(parameters, means, pull), w + pull
     prior = (rules.prior_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
     denominator = torch.where(alive, n * expansion + prior, 1.0 if old.per_component else 0.0)
     added = expansion[:, None] * credited + prior[:, None] * rules.prior_variance
-    scale = old.estimate(scatter, w, denominator, added, parameters.n_features).where(alive, old)
+    scale = old.estimate(scatter, mass, denominator, added, parameters.n_features).where(alive, old)
     dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
     return Parameters(weights, means, scale, dof)
 
 
-def penalty(parameters: Parameters, rules: Rules) -> Tensor:
-    """½·Σ_k Σ_j λ_j·(Σ_k⁻¹)_jj / K: what the regularization takes from the mean log-likelihood."""
+def penalty(parameters: Parameters, rules: Rules, rows: float | Tensor) -> Tensor:
+    """What the priors take from the mean log-likelihood, of so many rows.
+
+    That is ½·Σ_k Σ_j λ_j·(Σ_k⁻¹)_jj / K for the regularization, and ½·Σ_k δ_k(m_k)·rows_k / N for anchors.
+    """
     precisions = parameters.scale.precisions(parameters.n_features)
-    return (precisions * rules.regularization.to(precisions)).sum(1).mean() / 2
+    regularization = (precisions * rules.regularization.to(precisions)).sum(1).mean() / 2
+    return regularization + (rules.anchors.distances(parameters).sum() / rows / 2 if rules.anchors else 0)
 
 
 def _expansion(n: Tensor, w: Tensor, penalty: Tensor, dof: Tensor, per_component: bool, rules: Rules) -> Tensor:
@@ -264,18 +317,19 @@ def iterate(
     before_leap: Parameters | None = None
     reseeds = torch.zeros(parameters.n_components, dtype=torch.long)
     reseeded: list[int] = []
+    total_rows = 1.0
     for n_iter in range(max_iter + 1):
-        lost = penalty(parameters, rules)
         if e_step:
-            statistics = e_step(parameters, history[-1] + float(lost) if history else None)
+            before = history[-1] + float(penalty(parameters, rules, total_rows)) if history else None
+            statistics = e_step(parameters, before)
         else:
             statistics = expectation(chunks, parameters, rules, dtype)
-        objective, total_rows, rows = on_host(statistics, lost)
+        objective, total_rows, rows = on_host(statistics, penalty(parameters, rules, statistics.rows))
         if leaps and before_leap and objective < history[-1]:
             leaps.shorten()
-            parameters, lost = before_leap, penalty(before_leap, rules)
+            parameters = before_leap
             statistics = expectation(chunks, parameters, rules, dtype)
-            objective, total_rows, rows = on_host(statistics, lost)
+            objective, total_rows, rows = on_host(statistics, penalty(parameters, rules, statistics.rows))
         before_leap = None
         history.append(objective)
         converged = what_is_left(history) <= tol
@@ -284,10 +338,14 @@ def iterate(
             return
         parameters = maximization(statistics, parameters, rules)
         failing = failed_components(rows, total_rows, parameters, rules.regularization) & (reseeds < max_reseeds)
+        if rules.kept is not None:
+            failing &= ~rules.kept
         reseeded = failing.nonzero()[:, 0].tolist()
         if reseeded:
             reseeds += failing
             candidates = poorly_explained(chunks, parameters, len(reseeded), dtype, generator, rules.distributed)
+            reseeded = reseeded if len(candidates) else []  # where every row has its class
+        if reseeded:
             parameters = reseed(parameters, reseeded, candidates)[0]
             history = []
         elif leaps and is_slow(history) and (dof := leaps.next(parameters.dof)) is not None:

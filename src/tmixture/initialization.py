@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
@@ -59,14 +59,16 @@ def lloyd(x: Tensor, weight: Tensor, centres: Tensor) -> Tensor:
     return centres
 
 
-def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None) -> Tensor:
+def kmeans_plus_plus(
+    x: Tensor, weight: Tensor, n_components: int, generator: torch.Generator | None, known: Tensor | None = None
+) -> Tensor:
     """Rows (K, d) drawn in proportion to weight × squared distance to those drawn before (Arthur et al. 2007).
 
     Of several such rows the one is taken that leaves the least Σ weight × squared distance (Arthur et al.'s greedy
     variant, as in scikit-learn, with three times its 2 + ⌊log K⌋ candidates). One is taken after the other up to
     K = 64, and in 64 rounds beyond, as in k-means‖ (Bahmani et al. 2012). The draws know the rows by their place along
     a random direction: with one seed they are the same in whatever order the rows come, and for repeated rows as for
-    integer weights.
+    integer weights. `known` centres (C, d) count as drawn before.
     """
     direction = torch.randn(x.shape[1], generator=generator, dtype=torch.float64).to(x)
     order = (x @ direction).argsort()
@@ -78,8 +80,10 @@ def kmeans_plus_plus(x: Tensor, weight: Tensor, n_components: int, generator: to
     judges = slice(None, None, math.ceil(len(x) / (SEED_ROWS * SEED_ROUNDS)))
     n_candidates = 3 * (2 + int(math.log(n_components)))
     closest, centres = torch.full_like(mass, torch.inf), x[:0]
+    if known is not None and len(known):
+        closest = distance_to_nearest(x, known).double().cpu()
     for taken in torch.arange(n_components).tensor_split(min(n_components, SEED_ROUNDS)):
-        score = mass * closest if len(centres) else mass
+        score = torch.where(closest.isinf(), mass, mass * closest)
         if not score.sum() > 0:  # every row coincides with a centre
             score = mass
         cumulative = score.cumsum(0)
@@ -147,6 +151,61 @@ def rows_to_start_from(
             f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
         )
     return without_stray_rows(sample, n_components)
+
+
+@dataclass(frozen=True)
+class KnownRows:
+    """What the rows say whose class is known.
+
+    Attributes:
+        means: (K, d), of the rows that may only belong to some components, in equal shares; zero where there are none.
+        rows: (K,), how many they are.
+    """
+
+    means: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, chunks: Chunks, *, shared: bool) -> KnownRows | None:
+        """One pass over the data, in all processes that share it; None if nothing is known."""
+        sums = exact(torch.zeros(chunks.n_components, chunks.n_features, device=chunks.device))
+        weight = sums.new_zeros(2, chunks.n_components)
+        for chunk in chunks:
+            if chunk.allowed is None:
+                continue
+            share = exact(chunk.allowed & ~chunk.allowed.all(1, keepdim=True))
+            share = share / share.sum(1, keepdim=True).clamp(min=1)
+            weighted = share if chunk.weight is None else share * exact(chunk.weight)[:, None]
+            sums += weighted.T @ exact(chunk.x)
+            weight += torch.stack([weighted.sum(0), share.sum(0)])
+        if shared:
+            distributed.sum_in_place([sums, weight])
+        if not weight.any():
+            return None
+        return cls(sums / weight[0].clamp(min=1e-30)[:, None], weight[1])
+
+    @property
+    def alone(self) -> Tensor:
+        """Mask (K,) of the components that are the only one of their class."""
+        known = self.rows > 0
+        same = (self.means[:, None] == self.means).all(2) & known & known[:, None]
+        return known & (same.sum(1) == 1)
+
+    def centres(self, sample: Sample, variance: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Centres (K, d) to start from: the means of the classes, and rows far from them for all other components.
+
+        Several components of one class start beside its mean, in random directions.
+        """
+        known, centres = self.rows > 0, self.means.clone()
+        several = known & ~self.alone
+        noise = torch.randn(int(several.sum()), centres.shape[1], generator=generator, dtype=torch.float64)
+        centres[several] += noise.to(centres) * variance.sqrt().to(centres) / 2
+        if not known.all():
+            found = kmeans_plus_plus(
+                sample.x, sample.weight, int((~known).sum()), generator, known=centres[known].to(sample.x)
+            )
+            centres[~known] = found.to(centres)
+        return centres
 
 
 def start(

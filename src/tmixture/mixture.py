@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from typing_extensions import Self
 
 from tmixture import candidates, diagnostics, em, files, fitting, initialization, sampling, streaming, validation
 from tmixture.chunks import Chunks, Data, check_stream_weights, unit_of
+from tmixture.distributed import sum_in_place
 from tmixture.model import MixtureModel
 from tmixture.notices import each_once
 from tmixture.numerics import accumulation_dtype, exact
@@ -55,6 +57,10 @@ class StudentTMixture(MixtureModel):
         tol: a fit has converged when at most this is left of the mean log-likelihood, in nats per row, as Aitken's
             extrapolation of the last steps has it. A fit that ends at `max_iter` gives a `ConvergenceWarning`, unless
             `tol` is 0.
+        component_labels: the class of each component (K,), −1 for components that no row of known class belongs to; for
+            `labels`. None if component k is class k.
+        anchor_rows: as by how many rows, of latent precision one, each mean is held where it is known to belong: at the
+            mean of its rows of known class, or else at `init`, if that gives means. These rows count for nothing else.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         step_size: step sizes of `partial_fit`: a constant, or a function of the number of the batch.
@@ -113,6 +119,8 @@ class StudentTMixture(MixtureModel):
         n_init: int = 1,
         max_iter: int = 100,
         tol: float = 1e-4,
+        component_labels: Tensor | list[int] | None = None,
+        anchor_rows: float = 0.0,
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         step_size: StepSize = PowerDecay(),
@@ -142,6 +150,7 @@ class StudentTMixture(MixtureModel):
             dtype,
             rank=rank,
             learn_dof=learn_dof,
+            component_labels=validation.component_labels(component_labels, K),
             chunk_size=None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size"),
             allow_tf32=allow_tf32,
             distributed=distributed,
@@ -155,6 +164,7 @@ class StudentTMixture(MixtureModel):
         self.n_init = validation.positive_integer(n_init, "n_init")
         self.max_iter = validation.whole_number(max_iter, "max_iter")
         self.tol = validation.not_negative(tol, "tol")
+        self.anchor_rows = validation.not_negative(anchor_rows, "anchor_rows")
         self.scale_update = validation.one_of(scale_update, ("px", "classic"), "scale_update")
         self.step_size = validation.step_size(step_size)
         self.warm_start = warm_start
@@ -175,6 +185,7 @@ class StudentTMixture(MixtureModel):
         data: Data,
         sample_weight: Tensor | np.ndarray | None = None,
         *,
+        labels: Tensor | np.ndarray | None = None,
         responsibilities: Tensor | np.ndarray | None = None,
     ) -> Self:
         """Fit by EM on all of the data, whatever its size: at most one chunk of it is worked on at a time.
@@ -188,32 +199,38 @@ class StudentTMixture(MixtureModel):
             data: a tensor, an array or a memory map (N, d); the path of an `.npy` file; a list of those (shards of one
                 data set); or an iterable of batches that can be iterated again, such as a `DataLoader`, where a batch
                 is a tensor (n, d) or a tuple whose first item is. A loader must bring the same rows at every iteration,
-                and in the same order if `sample_weight`, `responsibilities` or `max_candidates` are given.
+                and in the same order if `sample_weight`, `labels`, `responsibilities` or `max_candidates` are given.
             sample_weight: (N,) weights, not negative. An integer weight counts as that many repeated rows.
-            responsibilities: labels (N,) or responsibilities (N, K) to start from instead of `init`.
+            labels: (N,) known classes, −1 where unknown; or a mask (N, K) of the components that a row may belong to.
+                They hold in every E-step: such a row is shared by the components of its class alone, and log p(x, y)
+                takes the place of log p(x). With every row labelled the fit is the supervised estimate, with none it is
+                that without labels.
+            responsibilities: labels (N,) or responsibilities (N, K) to start from instead of `init`, and only that.
 
         Returns:
             The module itself.
 
         Raises:
-            ValueError: the data has the wrong shape, NaN or infinite values, or fewer rows than components.
+            ValueError: the data has the wrong shape, NaN or infinite values, or fewer rows than components; or labels
+                do not fit.
             RuntimeError: another process failed, and the message says which and why; or one stopped answering.
         """
         generator = sampling.as_generator(self.generator)
         fits: list[fitting.Fit] = []
         with each_once(), self.exact_arithmetic():
             with self.together():
-                chunks = self._chunks_to_fit(data, sample_weight)
+                chunks = self._chunks_to_fit(data, sample_weight, labels)
                 given = None if responsibilities is None else self.chunks(data, sample_weight, responsibilities)
                 sample = initialization.rows_to_start_from(
                     chunks, self.n_components, self.means.dtype, generator, shared=self.distributed
                 )
                 variance = sampling.variances(sample)
-                rules = self._rules(variance)
+                known = self._known_rows(chunks)
+                rules = self._anchored(self._rules(variance), known)
                 goes_on = self.warm_start and bool(self.fitted)
                 try:
                     for _ in range(1 if goes_on or given or isinstance(self.init, Tensor) else self.n_init):
-                        start = self._start(sample, given, rules, variance, generator)
+                        start = self._start(sample, given, rules, variance, generator, known)
                         fits = [*fits, fitting.Fit()]
                         fitting.run(
                             fits[-1],
@@ -241,7 +258,13 @@ class StudentTMixture(MixtureModel):
         """`fit`, then `predict`: labels (N,)."""
         return self.fit(data, sample_weight).predict(data)
 
-    def partial_fit(self, batch: Tensor | np.ndarray, sample_weight: Tensor | np.ndarray | None = None) -> Self:
+    def partial_fit(
+        self,
+        batch: Tensor | np.ndarray,
+        sample_weight: Tensor | np.ndarray | None = None,
+        *,
+        labels: Tensor | np.ndarray | None = None,
+    ) -> Self:
         """Learn from one batch of a stream: a step of stepwise EM (Cappé & Moulines 2009).
 
         The running statistics become (1 − η)·running + η·batch, and an M-step follows. Without an earlier `fit`, the
@@ -254,6 +277,7 @@ class StudentTMixture(MixtureModel):
         Args:
             batch: (n, d), n ≥ 1.
             sample_weight: (n,), not negative. A batch whose weights are all zero changes nothing.
+            labels: as for `fit`; they hold once the stream has begun.
 
         Returns:
             The module itself.
@@ -264,7 +288,7 @@ class StudentTMixture(MixtureModel):
         """
         with each_once(), self.exact_arithmetic():
             with self.together():
-                chunks = self.chunks(batch, sample_weight)
+                chunks = self.chunks(batch, sample_weight, labels=labels)
                 check_stream_weights(chunks)
                 known = self._known_stream()
                 update = self._begun_stream(chunks) if known is None else self._continued_stream(known, chunks)
@@ -328,6 +352,8 @@ class StudentTMixture(MixtureModel):
         with self.exact_arithmetic():
             parameters = self.snapshot()
             self.adopt(parameters.take(order))
+            if self.component_labels is not None:
+                self.component_labels = self.classes[order].tolist()
             if self.running.started:
                 self.running.set(self.running.stream.reorder(parameters.scale, order))
         return self
@@ -372,9 +398,13 @@ class StudentTMixture(MixtureModel):
             )
         super().require_fitted()
 
-    def _chunks_to_fit(self, data: Data, sample_weight: Tensor | np.ndarray | None) -> Chunks:
+    def _chunks_to_fit(
+        self, data: Data, sample_weight: Tensor | np.ndarray | None, labels: Tensor | np.ndarray | None
+    ) -> Chunks:
         if self.max_candidates is None:
-            return self.chunks(data, sample_weight)
+            return self.chunks(data, sample_weight, labels=labels)
+        if labels is not None:
+            raise ValueError("labels cannot be given with max_candidates: a class may not be among the candidates")
         size = candidates.rows_per_chunk(self.n_components * (self.rank or 1), self.n_features)
         return self.chunks(data, sample_weight, size=size, in_order=True)
 
@@ -384,6 +414,27 @@ class StudentTMixture(MixtureModel):
         regularization = fitting.regularization(self.reg_covar, variance)
         return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, variance, self.distributed)
 
+    def _known_rows(self, chunks: Chunks) -> initialization.KnownRows | None:
+        """What is known of the classes of rows; of several processes any may have labels."""
+        labelled = torch.tensor([float(chunks.labels is not None)], device=self.means.device)
+        if self.has_company:
+            sum_in_place([labelled])
+        if not labelled:
+            return None
+        return initialization.KnownRows.of(chunks, shared=self.has_company)
+
+    def _anchored(self, rules: em.Rules, known: initialization.KnownRows | None) -> em.Rules:
+        """The rules with what the means are held at, and which components have rows of their own."""
+        means, rows = torch.zeros_like(self.means), torch.zeros_like(self.means[:, 0])
+        if isinstance(self.init, Tensor):
+            means, rows = self.init.to(means), torch.full_like(rows, self.anchor_rows)
+        if known is not None:
+            means = torch.where((known.rows > 0)[:, None], known.means.to(means), means)
+            rows = torch.where(known.rows > 0, known.alone * self.anchor_rows, rows)
+        kept = (rows > 0) if known is None else (rows > 0) | (known.rows > 0)
+        anchors = em.Anchors(exact(means), exact(rows)) if rows.any() else None
+        return replace(rules, anchors=anchors, kept=kept.cpu() if kept.any() else None)
+
     def _start(
         self,
         sample: sampling.Sample,
@@ -391,6 +442,7 @@ class StudentTMixture(MixtureModel):
         rules: em.Rules,
         variance: Tensor,
         generator: torch.Generator | None,
+        known: initialization.KnownRows | None = None,
     ) -> Parameters:
         """The parameters that EM starts from, in the dtype of statistics; see `initialization.start`."""
         dtype = accumulation_dtype(self.means.device)
@@ -398,8 +450,11 @@ class StudentTMixture(MixtureModel):
             return self.snapshot().to(dtype)
         variance = variance.maximum(rules.regularization)  # it is zero where all rows are equal
         scale = self.structure.diagonal(variance.expand(self.n_components, -1), self.rank or 0)
+        init = self.init
+        if known is not None and not isinstance(init, Tensor):
+            init = known.centres(sample, variance, generator)
         return initialization.start(
-            self.init, sample, given, scale, self.initial_dof, rules, variance, self.means.dtype, generator
+            init, sample, given, scale, self.initial_dof, rules, variance, self.means.dtype, generator
         )
 
     def _conclude(self, fit: fitting.Fit, rules: em.Rules, chunks: Chunks) -> None:
@@ -426,7 +481,7 @@ class StudentTMixture(MixtureModel):
             known,
             self.snapshot().to(accumulation_dtype(self.means.device)),
             batch,
-            self._rules(known.variance),
+            self._anchored(self._rules(known.variance), None),
             self.step_size,
             self.means.dtype,
             sampling.as_generator(self.generator),
@@ -448,6 +503,8 @@ class StudentTMixture(MixtureModel):
         unit = unit_of(sample.weight)
         sample = sample.times(1 / unit)
         variance = sampling.variances(sample)
-        rules = streaming.shrinking(self._rules(variance), self.snapshot().scale, self.n_features, variance)
+        rules = streaming.shrinking(
+            self._anchored(self._rules(variance), None), self.snapshot().scale, self.n_features, variance
+        )
         start = self._start(sample, None, rules, variance, generator)
         return streaming.warm_up(sample, unit, start, rules, dtype, self.tol, generator)

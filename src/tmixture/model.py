@@ -54,6 +54,7 @@ class MixtureModel(nn.Module):
         dtype: of the buffers.
         rank: of a structure that has one.
         learn_dof: which of the ν are free parameters.
+        component_labels: the class of each component, as of `StudentTMixture`.
         chunk_size: as of `StudentTMixture`; as are allow_tf32 and distributed.
     """
 
@@ -69,6 +70,7 @@ class MixtureModel(nn.Module):
         *,
         rank: int | None,
         learn_dof: Literal[False, "shared", "component"],
+        component_labels: list[int] | None,
         chunk_size: int | None,
         allow_tf32: bool,
         distributed: bool,
@@ -77,6 +79,7 @@ class MixtureModel(nn.Module):
         self.n_components, self.n_features = parameters.n_components, parameters.n_features
         self.covariance_type, self.rank = parameters.scale.covariance_type, rank
         self.learn_dof = learn_dof
+        self.component_labels = component_labels
         self.chunk_size = chunk_size
         self.allow_tf32 = allow_tf32
         self.distributed = distributed
@@ -97,6 +100,23 @@ class MixtureModel(nn.Module):
     def responsibilities(self, x: Data) -> Tensor:
         """The same as `forward`."""
         return self(x)
+
+    @of_any_size
+    def class_probabilities(self, x: Tensor) -> Tensor:
+        """p(class c | x_i): (n, d) → (n, C), the sums of the responsibilities of each class's components.
+
+        What components of no class (−1 in `component_labels`) are responsible for is missing from the sum over c.
+        """
+        classes = self.classes
+        responsibilities = self(x)[:, classes >= 0]
+        total = responsibilities.new_zeros(len(x), int(classes.max()) + 1)
+        return total.index_add(1, classes[classes >= 0], responsibilities)
+
+    @property
+    def classes(self) -> Tensor:
+        """The class (K,) of each component: `component_labels`, or its number."""
+        given = range(self.n_components) if self.component_labels is None else self.component_labels
+        return torch.tensor(list(given), device=self.means.device)
 
     @of_any_size
     def top_responsibilities(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -243,6 +263,7 @@ class MixtureModel(nn.Module):
         data: Data,
         sample_weight: Tensor | np.ndarray | None = None,
         responsibilities: Tensor | np.ndarray | None = None,
+        labels: Tensor | np.ndarray | None = None,
         *,
         size: int | None = None,
         in_order: bool = False,
@@ -258,6 +279,8 @@ class MixtureModel(nn.Module):
             self.chunk_size or size or fitting_chunk_size(width, self.n_features, device, matrices=matrices),
             sample_weight=sample_weight,
             responsibilities=responsibilities,
+            labels=labels,
+            component_labels=self.classes.cpu(),
             n_components=self.n_components,
             in_order=in_order,
             shared=self.has_company,

@@ -74,18 +74,28 @@ def poorly_explained(
     generator: torch.Generator | None,
     synchronize: bool = False,
 ) -> Tensor:
-    """Rows to restart components from, at least `count` where the data has as many: (m, d).
+    """Rows to restart components from, at least `count` where the data has as many of unknown class: (m, d).
 
     They are drawn at random from the worse-explained half of a random sample. The very worst rows are no good start:
     they are the outliers that the mixture exists to ignore.
     """
     size = min(4 * parameters.n_components, max(4 * count, RESTART_ROWS))
-    sample = draw_sample(chunks, size, dtype, generator, shared=synchronize)
+    sample = draw_sample(map(unlabelled, chunks), size, dtype, generator, shared=synchronize)
+    if sample.rows == 0:
+        return sample.x
     density = working_density(parameters, dtype)
     order = density.log_likelihood(sample.x).argsort()
     worse = sample.x[order[: max(1, len(order) // 2)]]
     worse = worse[torch.randperm(len(worse), generator=generator).to(worse.device)]
     return distributed.from_first_process(worse) if synchronize else worse
+
+
+def unlabelled(chunk: Chunk) -> Chunk:
+    """The rows that may belong to any component."""
+    if chunk.allowed is None:
+        return chunk
+    free = chunk.allowed.all(1)
+    return Chunk(chunk.x[free], None if chunk.weight is None else chunk.weight[free])
 
 
 def reseed(parameters: Parameters, components: list[int], candidates: Tensor) -> tuple[Parameters, Tensor]:

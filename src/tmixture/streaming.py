@@ -86,7 +86,7 @@ class Update:
 def shrinking(rules: em.Rules, scale: Scale, n_features: int, variance: Tensor) -> em.Rules:
     """The rules for components that have few rows as yet."""
     credit = prior_rows(scale, n_features)
-    return replace(rules, prior_rows=credit, prior_variance=variance, anchor_rows=WARMUP_ROWS)
+    return replace(rules, prior_rows=credit, prior_variance=variance, own_rows=WARMUP_ROWS)
 
 
 def warm_up(

@@ -107,6 +107,18 @@ def init(value: Any, options: tuple[str, ...], n_components: int, n_features: in
     return means
 
 
+def component_labels(value: Any, n_components: int) -> list[int] | None:
+    """The class of each component, −1 for none."""
+    if value is None:
+        return None
+    labels = as_tensor(value, "component_labels").detach()
+    if tuple(labels.shape) != (n_components,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"component_labels must be integers, one for each of {n_components} components, got {value!r}")
+    if not (labels >= 0).any() or (labels < -1).any():
+        raise ValueError(f"component_labels must be classes 0, 1, … or −1 for none, got {value!r}")
+    return labels.tolist()
+
+
 def dof(value: Any, n_components: int, learned: Any, limits: tuple[float, float]) -> Tensor:
     """Degrees of freedom (K,), in float64."""
     try:
