@@ -71,7 +71,7 @@ def test_integer_weights_are_repeated_rows_in_any_order(structure):
     weighted = StudentTMixtureClusterer(**settings).fit(X[order], sample_weight=weight[order])
     repeated = StudentTMixtureClusterer(**settings).fit(X.repeat(weight, axis=0))
     for name in ("weights_", "means_", "scales_", "dof_", "lower_bound_"):
-        np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name), rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name), rtol=1e-7, atol=1e-8)
     np.testing.assert_array_equal(weighted.labels_[order.argsort()][weight > 0], weighted.predict(X[weight > 0]))
 
 
@@ -277,6 +277,7 @@ def test_settings_are_those_of_the_mixture_with_the_same_defaults():
     mixture = inspect.signature(StudentTMixture).parameters
     estimator = inspect.signature(StudentTMixtureClusterer).parameters
     of_torch = {"n_features", "step_size", "allow_tf32", "distributed", "generator", "dtype"}
+    of_torch |= {"component_labels", "anchor_rows"}  # scikit-learn's mixtures know no labels
     own = {"random_state", "weights_init", "precisions_init"}
     assert set(estimator) == set(mixture) - of_torch | own
     for name in set(estimator) - {"n_components"} - own:

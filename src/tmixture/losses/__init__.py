@@ -1,6 +1,7 @@
 """Metric losses on the clusters that a Student-t mixture finds, built on pytorch-metric-learning."""
 
 from tmixture.losses.cluster_loss import ClusterLoss
+from tmixture.losses.comembership import CoMembershipLoss
 from tmixture.losses.contrastive import ContrastiveLoss
 from tmixture.losses.memory import EmbeddingMemory
 from tmixture.losses.miners import SemiHardMiner
@@ -13,6 +14,7 @@ __all__ = [
     "ClusterLoss",
     "ClusterTripletLoss",
     "ClusterWeights",
+    "CoMembershipLoss",
     "ContrastiveLoss",
     "EmbeddingMemory",
     "LabelWeights",

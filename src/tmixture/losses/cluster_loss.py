@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,37 +16,45 @@ from torch import Tensor
 
 from tmixture import StudentTMixture
 from tmixture.distributed import is_active, together, world_size
-from tmixture.losses.memory import EmbeddingMemory
+from tmixture.losses import settings
+from tmixture.losses.assignment import Assignment
+from tmixture.losses.comembership import CoMembershipLoss
+from tmixture.losses.health import complaint, effective_rank, readier
+from tmixture.losses.memory import EmbeddingMemory, Remembered
 from tmixture.losses.refit import refit_mixture
 from tmixture.losses.repeats import LastBatch, is_recomputation
 from tmixture.losses.restore import restored_after_errors
-from tmixture.losses.rows import Batch, at_least_float32, lengthened, normalized_data, unit_rows
+from tmixture.losses.rows import Batch, at_least_float32, lengthened, normalized_data, partly_known, unit_rows
+from tmixture.losses.settings import CALLS_PER_REFIT, WINDOW_ROWS, RefitPolicy, Weighting
 from tmixture.losses.sharing import Exchange, share
 from tmixture.losses.statistics import LossStatistics
-from tmixture.losses.terms import Terms, count_terms, weigh_anchors
+from tmixture.losses.terms import Terms, count_terms, share_at_margin, weigh_anchors
 from tmixture.losses.trial import check_combination
-from tmixture.losses.weights import FREQUENCIES, ClusterWeights, Frequency
+from tmixture.losses.weights import ClusterWeights, Frequency
 from tmixture.precision import full_precision
 
 # A mixture is first fitted to a memory when it holds this many rows per component, or when it is full.
 FIRST_FIT_ROWS = 10
-
-# How a mixture made here follows the embeddings: a batch makes up this share of what is known after it.
-DRIFT_RATE = 0.02
-
-RefitPolicy = int | Literal["streaming", "external"]
-Weighting = Literal["outlier", "confidence", "inverse", "inverse_log", "effective_number"]
+# In how many of the newest rows a collapse of the embeddings is looked for.
+NEWEST_ROWS = 256
 
 
 class ClusterLoss(BaseMetricLossFunction):
     """A loss of pytorch-metric-learning in which the labels come from a Student-t mixture.
 
-    Like batch normalisation it learns by being called. In train mode a call first updates the mixture with the detached
+    Like batch normalisation it learns by being called. In train mode a call first shows the mixture the detached
     embeddings of the batch, then asks it for labels; in eval mode the mixture stays as it is. Until the mixture has
-    seen enough (10 rows per component), the loss is a zero with a graph.
+    seen enough (10 rows per component), the loss is a zero with a graph. With refits at an interval it then begins as
+    softly as the clusters become stable: it is multiplied by the `readiness` of `statistics`, a running average of how
+    few rows change their cluster at a refit.
 
-    With `labels` or `indices_tuple` it is the wrapped loss, and the mixture takes no part: no update, no weights, no
-    memory. `labels` without an `indices_tuple` go through the miner, if there is one.
+    Labels that are known help most: `forward(embeddings, labels)` with −1 where unknown. Known rows keep their class in
+    the loss, in the memory and in every fit of the mixture, whose component k is class k (or see its
+    `component_labels`). With labels that are all known, or with an `indices_tuple`, it is the wrapped loss, and the
+    mixture takes no part: no update, no weights, no memory. Labels without an `indices_tuple` go through the miner, if
+    there is one.
+
+    A collapse of the clusters or of the embeddings is noticed at refits, and gives one warning of each kind.
 
     A batch that comes again within a step, as in gradient accumulation or in activation checkpointing, is learned once:
     more than half of its rows are bit for bit those of the last call, or the call is part of a backward pass. Where the
@@ -55,9 +64,9 @@ class ClusterLoss(BaseMetricLossFunction):
     `torch.set_float32_matmul_precision` say.
 
     In several processes a train-mode call is a collective operation, and the mixtures stay identical: each process
-    brings its own rows or, in a `DistributedLossWrapper`, all of them. The mixture must have been made with
-    `distributed=True`, as one made here is. The memory holds the rows of all processes. An error in one of them is one
-    in all: the others raise a `RuntimeError` that quotes it.
+    brings its own rows, of which one at least is of unknown class, or, in a `DistributedLossWrapper`, all of them. The
+    mixture must have been made with `distributed=True`, as one made here is. The memory holds the rows of all
+    processes. An error in one of them is one in all: the others raise a `RuntimeError` that quotes it.
 
     Args:
         mixture: a `StudentTMixture`, fitted or not; or None, with `n_components` and `embedding_size`.
@@ -67,16 +76,19 @@ class ClusterLoss(BaseMetricLossFunction):
         n_components: number of clusters of a mixture to be made here.
         embedding_size: its number of features.
         refit: how the mixture learns in train mode.
-            "streaming": from every batch, by `mixture.partial_fit`.
-            An integer n: by a new fit to the memory every n calls, the first one as soon as the memory has 10 rows per
-            component or is full.
+            An integer n: by a new fit to recent rows every n calls, the first one as soon as there are 10 rows per
+            component or the window is full. Clusters keep their numbers.
+            "streaming": from every batch, by `mixture.partial_fit`; for embeddings that rest.
             "external": not by itself; fit it from outside, or by `end_epoch`.
-        memory_size: how many recent embeddings serve as further positives and negatives, and for refits. They are not
-            used together with `ref_emb`.
+        window_size: of how many recent rows these are.
+        memory_size: how many recent embeddings serve as further positives and negatives. They are not used together
+            with `ref_emb`.
         weights: of the anchors' terms: "outlier" (1/u), "confidence" (r), "inverse", "inverse_log" or
             "effective_number" (of the cluster's mass), or a function of that; or a `ClusterWeights` of the same
             mixture.
         normalize: whether the mixture clusters L2-normalised embeddings.
+        shuffle: whether labels, and all that the mixture says, go to the rows of a batch in random order: a control
+            that differs in nothing else.
         nonfinite: what to do about embeddings with NaN or infinity: "raise" a ValueError before anything changes, or
             "skip" these rows.
 
@@ -86,6 +98,8 @@ class ClusterLoss(BaseMetricLossFunction):
     """
 
     steps: Tensor
+    readiness: Tensor
+    widest: Tensor
 
     def __init__(
         self,
@@ -95,10 +109,12 @@ class ClusterLoss(BaseMetricLossFunction):
         *,
         n_components: int | None = None,
         embedding_size: int | None = None,
-        refit: RefitPolicy = "streaming",
+        refit: RefitPolicy = CALLS_PER_REFIT,
+        window_size: int = WINDOW_ROWS,
         memory_size: int = 0,
         weights: Weighting | Frequency | ClusterWeights | None = None,
         normalize: bool = True,
+        shuffle: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
     ) -> None:
         if not isinstance(loss, BaseMetricLossFunction):
@@ -114,23 +130,30 @@ class ClusterLoss(BaseMetricLossFunction):
         self.loss = loss
         self.distance, self.reducer = loss.distance, loss.reducer
         self.miner = miner
-        self.mixture = _mixture(mixture, n_components, embedding_size)
-        self.memory = EmbeddingMemory(memory_size, self.mixture.n_features) if memory_size else None
-        self.refit = _policy(refit, memory_size, self.mixture.n_components)
-        self.weights = _weights(weights, self.mixture)
+        self.mixture = settings.mixture(mixture, n_components, embedding_size)
+        self.memory_size = settings.rows(memory_size, "memory_size")
+        n_rows = memory_size if isinstance(refit, str) else max(memory_size, settings.rows(window_size, "window_size"))
+        self.refit = settings.policy(refit, n_rows, self.mixture.n_components)
+        self.memory = EmbeddingMemory(n_rows, self.mixture.n_features) if n_rows else None
+        self.weights = settings.weights(weights, self.mixture)
         self.normalize = normalize
+        self.shuffle = shuffle
         self.nonfinite = nonfinite
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        unready = isinstance(refit, int) and not bool(self.mixture.fitted)
+        self.register_buffer("readiness", torch.tensor(0.0 if unready else 1.0))
+        self.register_buffer("widest", torch.zeros(()))
         check_combination(
             loss,
             miner,
             self.mixture.n_components,
             self.mixture.n_features,
-            memory=self.memory is not None,
+            memory=memory_size > 0,
             weights=self.weights is not None,
         )
         self._statistics = LossStatistics()
         self._last = LastBatch()
+        self._complaints: set[str] = set()
 
     # ---------------------------------------------------------------- the loss
 
@@ -151,7 +174,7 @@ class ClusterLoss(BaseMetricLossFunction):
 
         Args:
             embeddings: (B, d).
-            labels: (B,); if given, the mixture takes no part.
+            labels: (B,), −1 where unknown; if all are known, the mixture takes no part.
             indices_tuple: triplets (a, p, n) or pairs (a1, p, a2, n); if given, the mixture takes no part.
             ref_emb: (M, d), where positives and negatives are taken from, in place of the batch.
             ref_labels: (M,), their labels. Without them M = B, and row i belongs to the same sample as embedding i, as
@@ -172,13 +195,14 @@ class ClusterLoss(BaseMetricLossFunction):
         with full_precision(embeddings.device):
             embeddings = at_least_float32(embeddings)
             ref_emb = None if ref_emb is None else at_least_float32(ref_emb)
-            if labels is not None or indices_tuple is not None:
+            known = partly_known(labels, embeddings, self.mixture.classes)
+            if indices_tuple is not None or (labels is not None and known is None):
                 embeddings, ref_emb = self._lengthened(embeddings, ref_emb)
                 if indices_tuple is None and self.miner is not None:
                     indices_tuple = self.miner(embeddings, labels, ref_emb, ref_labels)
                 return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
             features = None if cluster_embeddings is None else at_least_float32(cluster_embeddings).detach()
-            batch = Batch(embeddings, features, ref_emb, ref_labels)
+            batch = Batch(embeddings, features, ref_emb, ref_labels, known)
             with restored_after_errors(self), together(embeddings.device, enabled=self.training):
                 return self._on_clusters(batch, learn=learn)
 
@@ -208,6 +232,7 @@ class ClusterLoss(BaseMetricLossFunction):
                 f"embeddings must be finite, but {n_bad} rows hold NaN or infinity (nonfinite='skip' ignores them)"
             )
         past = None if self.memory is None or batch.ref_emb is not None else self.memory.content
+        past = None if past is None or not self.memory_size else past.last(self.memory_size)
         learn = learn and self.training
         if learn:
             exchange = Exchange(finite.clustered, again=self._comes_again(finite))
@@ -217,34 +242,64 @@ class ClusterLoss(BaseMetricLossFunction):
             else:
                 self._learn(finite, exchange)
                 self._last = LastBatch(finite.clustered.clone(), past)
-        self._statistics = LossStatistics(churn=self._statistics.churn)
+        self._statistics = LossStatistics(churn=self._statistics.churn, readiness=self.readiness)
         if not self._is_warm or len(finite.embeddings) == 0:
             return self.reducer(self.loss.zero_losses(), finite.embeddings, None)
-        return self._reduced(finite, past, learn=learn)
+        return self.readiness * self._reduced(finite, past, learn=learn)
 
-    def _reduced(self, batch: Batch, past: tuple[Tensor, Tensor] | None, *, learn: bool) -> Tensor:
-        """The loss on the mixture's labels, with the rows of a memory as further positives and negatives."""
-        features, ref_labels = self._features(batch.clustered), batch.ref_labels
+    def _reduced(self, batch: Batch, past: Remembered | None, *, learn: bool) -> Tensor:
+        """The loss on what the mixture says, with the rows of a memory as further positives and negatives."""
+        features = self._features(batch.clustered)
         embeddings, ref_emb = self._lengthened(batch.embeddings, batch.ref_emb)
-        labels, confidence = _assign(self.mixture, features)
+        own = Assignment.of(self.mixture, features, batch.known)
+        own = own.shuffled() if self.shuffle else own
+        refs = own
         if past is not None:
-            ref_emb = torch.cat([embeddings, past[0].to(embeddings)])
-            ref_labels = torch.cat([labels, self.mixture.predict(self._features(past[1]))])
+            ref_emb = torch.cat([embeddings, past.embeddings.to(embeddings)])
+            refs = own.followed_by(Assignment.of(self.mixture, self._features(past.clustered), past.known))
+        elif batch.ref_labels is not None:
+            refs = Assignment.of_labels(batch.ref_labels, own)
         elif batch.is_paired:
-            # A copy: where both are one tensor, pytorch-metric-learning takes row i for the anchor itself.
-            ref_labels = labels.clone()
-        tuples = None if self.miner is None else self.miner(embeddings, labels, ref_emb, ref_labels)
-        if past is not None:
-            tuples = get_all_pairs_indices(labels, ref_labels) if tuples is None else tuples
-            tuples = _without_self(tuples)
-        if ref_emb is None:
-            ref_emb, ref_labels = embeddings, labels
-        terms = self.compute_loss(embeddings, labels, tuples, ref_emb, ref_labels)
+            refs = own.copy()
+        references = embeddings if ref_emb is None else ref_emb
+        if isinstance(self.loss, CoMembershipLoss):
+            terms = self._soft_terms(embeddings, own, references, refs, apart=batch.ref_emb is not None)
+        else:
+            terms = self._hard_terms(embeddings, own.labels, references, refs.labels, mixed=past is not None)
         if self.weights is not None:
             terms = weigh_anchors(terms, self.weights(features, learn=learn))
-        seen = labels if past is None else ref_labels
-        self._statistics = LossStatistics(seen, confidence, count_terms(terms), self._statistics.churn)
-        return self.reducer(terms, embeddings, labels)
+        margin = getattr(self.loss, "margin", None)
+        self._statistics = LossStatistics(
+            labels=own.labels if past is None else refs.labels,
+            confidence=own.confidence,
+            embeddings=embeddings.detach(),
+            at_margin=0.0 if margin is None else share_at_margin(terms, margin),
+            readiness=self.readiness,
+            tuples=count_terms(terms),
+            churn=self._statistics.churn,
+        )
+        return self.reducer(terms, embeddings, own.labels)
+
+    def _hard_terms(
+        self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, *, mixed: bool
+    ) -> Terms:
+        """The terms on labels; `mixed` says that the references are the batch and further rows."""
+        tuples = None if self.miner is None else self.miner(embeddings, labels, ref_emb, ref_labels)
+        if mixed:
+            tuples = get_all_pairs_indices(labels, ref_labels) if tuples is None else tuples
+            tuples = _without_self(tuples)
+        return self.compute_loss(embeddings, labels, tuples, ref_emb, ref_labels)
+
+    def _soft_terms(
+        self, embeddings: Tensor, own: Assignment, ref_emb: Tensor, refs: Assignment, *, apart: bool
+    ) -> Terms:
+        """The terms on memberships."""
+        assert isinstance(self.loss, CoMembershipLoss)
+        d = self.mixture.n_features
+        p, q = own.memberships(self.loss, d), refs.memberships(self.loss, d)
+        terms = self.loss.soft_terms(embeddings, p.to(embeddings), ref_emb, q.to(embeddings), apart=apart)
+        self.loss.add_embedding_regularization_to_loss_dict(terms, embeddings)
+        return terms
 
     # ---------------------------------------------------------------- the mixture
 
@@ -259,22 +314,35 @@ class ClusterLoss(BaseMetricLossFunction):
             The churn, which is the share of the points whose cluster changed.
         """
         with together(self.mixture.means.device, enabled=self.mixture.distributed):
-            churn = refit_mixture(self.mixture, self._fitted_to(data))
+            if data is None:
+                churn = self._refit()
+            else:
+                churn = refit_mixture(self.mixture, normalized_data(data) if self.normalize else data)
         self._statistics = replace(self._statistics, churn=churn)
         return churn
 
-    def _fitted_to(self, data: Tensor | np.ndarray | Iterable[Any] | None) -> Any:
-        """What to fit to at the end of an epoch: the data given, or this process's part of the memory."""
-        if data is None:
-            content = None if self.memory is None else self.memory.content
-            if content is None or len(content[0]) < self.mixture.n_components:
-                raise RuntimeError(
-                    f"a memory of at least n_components={self.mixture.n_components} rows is needed to fit to, but "
-                    f"memory_size is {0 if self.memory is None else self.memory.size} and "
-                    f"{0 if content is None else len(content[0])} rows were seen: give data"
-                )
-            return share(self._features(content[1]))
-        return normalized_data(data) if self.normalize else data
+    def _refit(self) -> float:
+        """Fit to the memory, and return the churn."""
+        content = None if self.memory is None else self.memory.content
+        size = 0 if self.memory is None else self.memory.size
+        n = 0 if content is None else len(content.known)
+        if content is None or n < self.mixture.n_components:
+            raise RuntimeError(
+                f"a memory of at least n_components={self.mixture.n_components} rows is needed to fit to, but it has "
+                f"room for {size} rows, and {n} were seen: give data"
+            )
+        again, features = bool(self.mixture.fitted), self._features(content.clustered)
+        known = share(content.known) if (content.known >= 0).any() else None
+        churn = refit_mixture(self.mixture, share(features), known)
+        if again:
+            self.readiness = readier(self.readiness, churn)
+        self.widest = torch.maximum(self.widest, effective_rank(features).to(self.widest))
+        labels = self.mixture.predict(features)
+        found = complaint(features[-NEWEST_ROWS:], labels, self.mixture.n_components, float(self.widest))
+        if found and found[:20] not in self._complaints:
+            self._complaints.add(found[:20])
+            warnings.warn(found, RuntimeWarning, stacklevel=2)
+        return churn
 
     def predict(self, embeddings: Tensor) -> Tensor:
         """The clusters (n,) of what is clustered, (n, m)."""
@@ -293,7 +361,11 @@ class ClusterLoss(BaseMetricLossFunction):
     def extra_repr(self) -> str:
         """The settings that its parts do not show."""
         weights = "" if self.weights is None else f", weights={self.weights}"
-        return f"refit={self.refit!r}, normalize={self.normalize}, nonfinite={self.nonfinite!r}{weights}"
+        shuffle = ", shuffle=True" if self.shuffle else ""
+        return (
+            f"refit={self.refit!r}, memory_size={self.memory_size}, normalize={self.normalize}, "
+            f"nonfinite={self.nonfinite!r}{weights}{shuffle}"
+        )
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -324,37 +396,30 @@ class ClusterLoss(BaseMetricLossFunction):
             raise RuntimeError("the mixture would differ between processes: make it with distributed=True")
         rows = exchange.join(batch.clustered)
         features = self._features(rows)
+        known = None if batch.known is None else exchange.join(batch.known[:, None])[:, 0]
         enough = len(features) >= world_size()
         if self.refit == "streaming" and enough:
-            self._stream(features)
+            self._stream(features, known)
         if self.memory is not None:
             embeddings = rows if batch.features is None else exchange.join(batch.embeddings.detach())
-            self.memory.push(embeddings, None if batch.features is None else rows)
+            self.memory.push(embeddings, None if batch.features is None else rows, known)
         self.steps = self.steps + 1
         if isinstance(self.refit, int) and self._is_due(self.refit):
             self.end_epoch()
 
-    def _stream(self, features: Tensor) -> None:
+    def _stream(self, features: Tensor, known: Tensor | None) -> None:
         """Learn from the rows of a batch, and note how many changed their cluster."""
-        old = _assign(self.mixture, features)[0] if self._is_warm else None
-        self.mixture.partial_fit(share(features))
+        old = self.mixture.predict(features) if self._is_warm else None
+        self.mixture.partial_fit(share(features), labels=None if known is None else share(known))
         if old is not None:
-            churn = (old != _assign(self.mixture, features)[0]).double().mean()
+            churn = (old != self.mixture.predict(features)).double().mean()
             self._statistics = replace(self._statistics, churn=churn)
 
     def _is_due(self, interval: int) -> bool:
         """Whether a refit to the memory is due."""
         assert self.memory is not None
-        if self._is_warm:
-            return int(self.steps) % interval == 0 and len(self.memory) >= self.mixture.n_components
-        return len(self.memory) >= min(self.memory.size, FIRST_FIT_ROWS * self.mixture.n_components)
-
-
-@torch.no_grad()
-def _assign(mixture: StudentTMixture, features: Tensor) -> tuple[Tensor, Tensor]:
-    """The component with the largest responsibility for each row, and that responsibility: both (n,)."""
-    confidence, labels = mixture(features).max(1)
-    return labels, confidence
+        enough = len(self.memory) >= min(self.memory.size, FIRST_FIT_ROWS * self.mixture.n_components)
+        return enough and (not self._is_warm or int(self.steps) % interval == 0)
 
 
 def _without_self(tuples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -364,46 +429,3 @@ def _without_self(tuples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if len(tuples) == 3:
         return anchor[other], positive[other], tuples[2][other]
     return anchor[other], positive[other], tuples[2], tuples[3]
-
-
-def _mixture(mixture: StudentTMixture | None, n_components: int | None, embedding_size: int | None) -> StudentTMixture:
-    if isinstance(mixture, StudentTMixture):
-        if n_components is not None or embedding_size is not None:
-            raise ValueError("n_components and embedding_size are those of the mixture given: leave them out")
-        return mixture
-    if mixture is not None or n_components is None or embedding_size is None:
-        raise ValueError(
-            f"mixture must be a StudentTMixture, got {type(mixture).__name__}; without one, give n_components and "
-            f"embedding_size (got {n_components} and {embedding_size})"
-        )
-    return StudentTMixture(n_components, embedding_size, step_size=DRIFT_RATE, distributed=True, generator=0)
-
-
-def _policy(refit: RefitPolicy, memory_size: int, n_components: int) -> RefitPolicy:
-    if isinstance(refit, int) and not isinstance(refit, bool) and refit > 0:
-        if memory_size < n_components:
-            raise ValueError(
-                f"refit={refit} fits to the memory: memory_size must be at least n_components={n_components}, got "
-                f"{memory_size}"
-            )
-    elif refit not in ("streaming", "external"):
-        raise ValueError(f"refit must be 'streaming', 'external' or a number of steps, got {refit!r}")
-    return refit
-
-
-def _weights(weights: Weighting | Frequency | ClusterWeights | None, mixture: StudentTMixture) -> ClusterWeights | None:
-    if weights is None or isinstance(weights, ClusterWeights):
-        if weights is not None and weights.mixture is not mixture:
-            raise ValueError("weights are a ClusterWeights of another mixture than the loss has")
-        return weights
-    if weights in ("outlier", "confidence"):
-        return ClusterWeights(mixture, outlier=weights == "outlier", confidence=weights == "confidence")
-    if weights in FREQUENCIES:
-        return ClusterWeights(mixture, mass=weights, outlier=False)  # type: ignore[arg-type]
-    if callable(weights):
-        return ClusterWeights(mixture, mass=weights, outlier=False)
-    names = ", ".join(map(repr, FREQUENCIES))
-    raise ValueError(
-        "weights must be a ClusterWeights, a function of the clusters' sizes, or one of 'outlier', 'confidence', "
-        f"{names}, got {weights!r}"
-    )

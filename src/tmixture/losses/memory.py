@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class Remembered:
+    """Rows of a memory.
+
+    Attributes:
+        embeddings: (n, d).
+        clustered: (n, m), what is clustered in their place; the same tensor if nothing else is.
+        known: (n,), labels, −1 where unknown.
+    """
+
+    embeddings: Tensor
+    clustered: Tensor
+    known: Tensor
+
+    def last(self, n: int) -> Remembered:
+        """The newest n rows."""
+        return Remembered(self.embeddings[-n:], self.clustered[-n:], self.known[-n:])
+
+
 class EmbeddingMemory(nn.Module):
     """The last `size` embeddings of a stream, oldest first, as buffers that a `state_dict` carries exactly.
 
-    No labels are kept: they are computed anew from the rows whenever they are needed, so they cannot go stale.
+    Labels that are known are kept with their rows. Those of a mixture are not: they are computed anew whenever they are
+    needed, so they cannot go stale.
 
     The buffers have their final shapes from the beginning, so that modules can be averaged, broadcast and loaded at any
     time, with one exception: embeddings of another width than `n_features`, beside which other features are clustered,
@@ -24,11 +45,13 @@ class EmbeddingMemory(nn.Module):
     Attributes:
         rows: (size, d), of which the first `n_rows` are in use; buffer.
         other: (size, m), what is clustered, where that is something else than the embeddings, or None; buffer.
+        known: (size,), labels that are known, −1 for those that are not; buffer.
         n_rows: buffer.
     """
 
     rows: Tensor
     other: Tensor | None
+    known: Tensor
     n_rows: Tensor
 
     def __init__(self, size: int, n_features: int) -> None:
@@ -38,6 +61,7 @@ class EmbeddingMemory(nn.Module):
         self.size = size
         self.register_buffer("rows", torch.zeros(size, n_features))
         self.register_buffer("other", None)
+        self.register_buffer("known", torch.full((size,), -1))
         self.register_buffer("n_rows", torch.zeros((), dtype=torch.long))
 
     def __len__(self) -> int:
@@ -49,12 +73,12 @@ class EmbeddingMemory(nn.Module):
         return self.rows[: len(self)]
 
     @property
-    def content(self) -> tuple[Tensor, Tensor] | None:
-        """The embeddings (n, d) and what is clustered in their place (n, m); None while nothing has been seen."""
+    def content(self) -> Remembered | None:
+        """Everything, oldest first; None while nothing has been seen."""
         n = len(self)
         if n == 0:
             return None
-        return self.rows[:n], (self.rows if self.other is None else self.other)[:n]
+        return Remembered(self.rows[:n], (self.rows if self.other is None else self.other)[:n], self.known[:n])
 
     def check(self, embeddings: Tensor, features: Tensor | None) -> None:
         """Raise a `ValueError` if `push` could not take these rows."""
@@ -68,20 +92,29 @@ class EmbeddingMemory(nn.Module):
             )
 
     @torch.no_grad()
-    def push(self, embeddings: Tensor, features: Tensor | None = None) -> None:
-        """Remember embeddings (n, d) and what is clustered in their place (n, m), and forget the oldest rows."""
+    def push(self, embeddings: Tensor, features: Tensor | None = None, known: Tensor | None = None) -> None:
+        """Remember embeddings, and forget the oldest rows.
+
+        Args:
+            embeddings: (n, d).
+            features: (n, m), what is clustered in their place.
+            known: (n,), labels, −1 where unknown.
+        """
         self.check(embeddings, features)
         n = min(len(self) + len(embeddings), self.size)
         self.other = None if features is None else self._appended(self.other, features)
+        labels = torch.full((len(embeddings), 1), -1) if known is None else known[:, None]
+        self.known = self._appended(self.known[:, None], labels)[:, 0]
         self.rows = self._appended(self.rows, embeddings)
         self.n_rows = torch.full_like(self.n_rows, n)
 
     def _appended(self, rows: Tensor | None, new: Tensor) -> Tensor:
         """A copy of the rows in use with new ones behind them, without the oldest where they are too many."""
-        new = new.detach().to(self.rows)
+        new = new.detach().to(self.rows if rows is None else rows)
         joined = new if rows is None or len(self) == 0 else torch.cat([rows[: len(self)], new])
         joined = joined[-self.size :]
-        return torch.cat([joined, joined.new_zeros(self.size - len(joined), joined.shape[1])])
+        filler = joined.new_full((self.size - len(joined), joined.shape[1]), 0 if joined.is_floating_point() else -1)
+        return torch.cat([joined, filler])
 
     def extra_repr(self) -> str:
         """How full it is."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tmixture.losses.memory import Remembered
+
 # A batch is the last one if more than this share of its rows are bit for bit what they were. Gradient accumulation over
 # the parts of a contrastive batch computes one part anew at a time, and dropout may change its rows.
 SAME_ROWS = 0.5
@@ -22,7 +24,7 @@ class LastBatch:
     """
 
     rows: Tensor | None = None
-    past: tuple[Tensor, Tensor] | None = None
+    past: Remembered | None = None
 
     def comes_again_as(self, rows: Tensor) -> bool:
         """Whether these rows are those of the last batch, but for a part."""

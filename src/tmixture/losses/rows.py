@@ -23,12 +23,14 @@ class Batch:
         features: (B, m), what is clustered in place of the embeddings, or None.
         ref_emb: (M, d), where positives and negatives come from, or None for the batch itself.
         ref_labels: (M,); or None where row i of `ref_emb` belongs to embedding i.
+        known: (B,), labels, −1 where unknown; or None.
     """
 
     embeddings: Tensor
     features: Tensor | None
     ref_emb: Tensor | None
     ref_labels: Tensor | None
+    known: Tensor | None = None
 
     @property
     def clustered(self) -> Tensor:
@@ -86,6 +88,7 @@ class Batch:
             None if self.features is None else self.features[keep],
             None if self.ref_emb is None else self.ref_emb[keep_ref],
             None if self.ref_labels is None else self.ref_labels[keep_ref],
+            None if self.known is None else self.known[keep],
         ), n_bad
 
 
@@ -114,6 +117,21 @@ def lengthened(x: Tensor) -> Tensor:
         longer = unit_rows(x) * shortest
         moves = (x != 0).any(1, keepdim=True).to(x)
     return torch.where(short, longer + (x - x.detach()) * moves, x)
+
+
+def partly_known(labels: Tensor | None, embeddings: Tensor, classes: Tensor) -> Tensor | None:
+    """The labels (B,) if some are unknown; None if all are known, or none are given."""
+    if labels is None or labels.dim() != 1 or labels.is_floating_point() or not (labels < 0).any():
+        return None
+    if len(labels) != len(embeddings):
+        raise ValueError(f"labels have {len(labels)} entries for {len(embeddings)} embeddings")
+    labels = labels.to(embeddings.device)
+    strange = ~torch.isin(labels, classes) & (labels >= 0)
+    if strange.any():
+        raise ValueError(
+            f"labels must be −1 or a class of the mixture's {len(classes)} components, got {int(labels[strange][0])}"
+        )
+    return labels
 
 
 @dataclass(frozen=True)

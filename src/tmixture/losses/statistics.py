@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from tmixture.losses.health import effective_rank, mean_cosine, perplexity
+
+NAMES = (
+    "tuples",
+    "active_clusters",
+    "perplexity",
+    "confidence",
+    "churn",
+    "readiness",
+    "at_margin",
+    "mean_cosine",
+    "effective_rank",
+)
 
 
 @dataclass(frozen=True)
@@ -15,12 +28,18 @@ class LossStatistics:
     Attributes:
         labels: (n,) pseudo-labels used, those of a memory included; None while the mixture warms up.
         confidence: (n,) responsibilities of the assigned components.
+        embeddings: (n, d), of the call.
+        at_margin: share of the terms that are what they would be if all embeddings were one point; of triplet losses.
+        readiness: what the loss was multiplied with.
         tuples: number of terms that were reduced: triplets of a triplet loss, pairs or anchors of others.
         churn: share of points whose cluster changed when the mixture was last updated.
     """
 
     labels: Tensor | None = None
     confidence: Tensor | None = None
+    embeddings: Tensor | None = None
+    at_margin: Tensor | float = 0.0
+    readiness: Tensor | float = 1.0
     tuples: int = 0
     churn: Tensor | float = 0.0
 
@@ -32,13 +51,22 @@ class LossStatistics:
         - `perplexity`: exp of the entropy of the cluster frequencies: the number of clusters of equal size that would
           be as diverse.
         - `confidence`: mean responsibility of the assigned components.
-        - `churn`: as above.
+        - `churn`, `readiness`, `at_margin`: as above. Near 1, the last says that the embeddings are one point.
+        - `mean_cosine` of two embeddings, and `effective_rank`: how many directions they fill. Both are healthy far
+          from 1.
         """
-        statistics = dict.fromkeys(("tuples", "active_clusters", "perplexity", "confidence", "churn"), 0.0)
-        statistics.update(tuples=float(self.tuples), churn=float(self.churn))
+        numbers = dict.fromkeys(NAMES, 0.0)
+        numbers.update(
+            tuples=float(self.tuples),
+            churn=float(self.churn),
+            readiness=float(self.readiness),
+            at_margin=float(self.at_margin),
+        )
+        if self.embeddings is not None and len(self.embeddings):
+            numbers["mean_cosine"] = float(mean_cosine(self.embeddings))
+            numbers["effective_rank"] = float(effective_rank(self.embeddings))
         if self.labels is not None and self.confidence is not None and len(self.labels):
-            share = torch.bincount(self.labels).double() / len(self.labels)
-            entropy = torch.special.entr(share).sum()
-            values = torch.stack([(share > 0).sum(), entropy.exp(), self.confidence.double().mean()])
-            statistics.update(zip(("active_clusters", "perplexity", "confidence"), values.tolist()))
-        return statistics
+            numbers["active_clusters"] = float(len(self.labels.unique()))
+            numbers["perplexity"] = float(perplexity(self.labels))
+            numbers["confidence"] = float(self.confidence.double().mean())
+        return numbers

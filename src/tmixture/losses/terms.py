@@ -36,6 +36,14 @@ def _weighed(name: str, info: dict[str, Any], weights: Tensor) -> dict[str, Any]
     return {**info, "losses": losses * factors.reshape(-1, *[1] * (losses.dim() - 1))}
 
 
+def share_at_margin(terms: Terms, margin: float) -> Tensor | float:
+    """The share of the terms within a twentieth of the margin, as all of them are where all distances are equal."""
+    losses = terms["loss"]["losses"] if "loss" in terms else None
+    if not isinstance(losses, Tensor) or losses.numel() == 0:
+        return 0.0
+    return ((losses.detach() - margin).abs() < margin / 20).double().mean()
+
+
 def count_terms(terms: Terms) -> int:
     """Number of triplets, pairs or anchors with a term; regularization apart."""
     losses = [info["losses"] for info in terms.values() if info["reduction_type"] != "already_reduced"]

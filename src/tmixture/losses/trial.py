@@ -9,6 +9,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.miners import BaseMiner
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 
+from tmixture.losses.comembership import CoMembershipLoss
 from tmixture.losses.terms import weigh_anchors
 
 
@@ -52,7 +53,7 @@ def check_combination(
             loss, miner = copy.deepcopy(loss), copy.deepcopy(miner)
             ref_emb, ref_labels = (torch.cat([x, -x]), torch.cat([labels, labels])) if memory else (x, labels)
             tuples = None if miner is None else miner(x, labels, ref_emb, ref_labels)
-            if memory and tuples is None:
+            if memory and tuples is None and not isinstance(loss, CoMembershipLoss):
                 tuples = get_all_pairs_indices(labels, ref_labels)
             terms = loss.compute_loss(x, labels, tuples, ref_emb, ref_labels)
             if weights:

@@ -11,8 +11,9 @@ from pytorch_metric_learning.reducers import BaseReducer
 from pytorch_metric_learning.regularizers import BaseRegularizer
 
 from tmixture import StudentTMixture
-from tmixture.losses.cluster_loss import ClusterLoss, RefitPolicy, Weighting
+from tmixture.losses.cluster_loss import ClusterLoss
 from tmixture.losses.miners import SemiHardMiner
+from tmixture.losses.settings import CALLS_PER_REFIT, WINDOW_ROWS, RefitPolicy, Weighting
 from tmixture.losses.weights import ClusterWeights, Frequency
 
 
@@ -51,10 +52,12 @@ class ClusterTripletLoss(ClusterLoss):
         embedding_reg_weight: float = 1.0,
         n_components: int | None = None,
         embedding_size: int | None = None,
-        refit: RefitPolicy = "streaming",
+        refit: RefitPolicy = CALLS_PER_REFIT,
+        window_size: int = WINDOW_ROWS,
         memory_size: int = 0,
         weights: Weighting | Frequency | ClusterWeights | None = None,
         normalize: bool = True,
+        shuffle: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
     ) -> None:
         distance = LpDistance(p=2) if distance is None else distance
@@ -71,9 +74,11 @@ class ClusterTripletLoss(ClusterLoss):
             n_components=n_components,
             embedding_size=embedding_size,
             refit=refit,
+            window_size=window_size,
             memory_size=memory_size,
             weights=weights,
             normalize=normalize,
+            shuffle=shuffle,
             nonfinite=nonfinite,
         )
 

@@ -30,7 +30,9 @@ def batches(n=6, size=24):
 
 
 def make(**settings):
-    return ClusterTripletLoss(StudentTMixture(4, 6, step_size=0.1, distributed=True, generator=0), **settings)
+    return ClusterTripletLoss(
+        StudentTMixture(4, 6, step_size=0.1, distributed=True, generator=0), **{"refit": "streaming", **settings}
+    )
 
 
 def train(rank, world_size, settings):

@@ -16,7 +16,7 @@ normalize = torch.nn.functional.normalize
 
 
 def make(**settings):
-    return ClusterTripletLoss(n_components=4, embedding_size=6, **settings)
+    return ClusterTripletLoss(n_components=4, embedding_size=6, **{"refit": "streaming", **settings})
 
 
 def batches(n, size=16, spread=1.5):
@@ -106,7 +106,7 @@ def test_external_policy_leaves_the_mixture_alone():
 
 
 def test_refits_to_the_memory_come_at_the_interval():
-    loss_fn = make(refit=5, memory_size=64)
+    loss_fn = make(refit=5, window_size=64)
     seen = []
     for x in batches(12):
         loss_fn(x)
@@ -140,9 +140,9 @@ def test_clusters_keep_their_numbers_after_a_refit(kind):
 
 
 def test_a_refit_without_enough_rows_is_refused():
-    with pytest.raises(ValueError, match="memory_size must be at least n_components=4, got 3"):
-        make(refit=10, memory_size=3)
-    with pytest.raises(RuntimeError, match="memory_size is 0"):
+    with pytest.raises(ValueError, match="window_size must be at least n_components=4, got 3"):
+        make(refit=10, window_size=3)
+    with pytest.raises(RuntimeError, match="room for 0 rows, and 0 were seen"):
         make().end_epoch()
 
 
@@ -257,7 +257,7 @@ def test_statistics_describe_the_last_call():
 
 def test_streaming_churn_is_the_share_of_the_batch_that_an_update_moves():
     mixture = fitted(step_size=0.9)
-    loss_fn = ClusterTripletLoss(mixture)
+    loss_fn = ClusterTripletLoss(mixture, refit="streaming")
     x = clustered(16, spread=4.0, seed=3)[0]
     before = loss_fn.predict(x)
     loss_fn(x)
@@ -399,7 +399,8 @@ def test_shapes_that_do_not_fit_are_named(arguments, message):
         ({"n_components": 4, "embedding_size": 6, "refit": 0}, "refit must be .* got 0"),
         ({"n_components": 4, "embedding_size": 6, "weights": "mass"}, "weights must be .* got 'mass'"),
         ({"n_components": 4, "embedding_size": 6, "nonfinite": "drop"}, "nonfinite must be .* got 'drop'"),
-        ({"n_components": 4, "embedding_size": 6, "memory_size": -1}, "size must be a positive integer, got -1"),
+        ({"n_components": 4, "embedding_size": 6, "memory_size": -1}, "memory_size must be .*, got -1"),
+        ({"n_components": 4, "embedding_size": 6, "window_size": 2.5}, "window_size must be .*, got 2.5"),
     ],
 )
 def test_settings_that_cannot_be_are_named(settings, message):

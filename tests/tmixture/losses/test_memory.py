@@ -20,7 +20,8 @@ def test_the_state_holds_any_number_of_rows():
     restored = EmbeddingMemory(10, 2)
     restored.push(torch.zeros(9, 2), torch.zeros(9, 3))
     restored.load_state_dict(half_full.state_dict())
-    torch.testing.assert_close(restored.content, (torch.ones(4, 2), features))
+    torch.testing.assert_close(restored.content.embeddings, torch.ones(4, 2))
+    torch.testing.assert_close(restored.content.clustered, features)
     restored.load_state_dict(EmbeddingMemory(10, 2).state_dict())
     assert len(restored) == 0
     assert restored.content is None

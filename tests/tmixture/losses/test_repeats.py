@@ -16,7 +16,7 @@ every_setting = pytest.mark.parametrize("settings", SETTINGS)
 
 
 def started(**settings):
-    loss_fn = ClusterTripletLoss(n_components=4, embedding_size=6, **settings)
+    loss_fn = ClusterTripletLoss(n_components=4, embedding_size=6, **{"refit": "streaming", **settings})
     for seed in range(6):
         loss_fn(clustered(16, seed=seed, spread=1.5)[0])
     return loss_fn
@@ -60,7 +60,7 @@ def test_activation_checkpointing_around_the_loss(settings, reentrant):
 
 
 def test_checkpointing_in_the_warm_up():
-    loss_fn = ClusterTripletLoss(n_components=4, embedding_size=6)
+    loss_fn = ClusterTripletLoss(n_components=4, embedding_size=6, refit="streaming")
     x = clustered(30, spread=1.5)[0].requires_grad_()
     checkpoint(loss_fn, x, use_reentrant=False).backward()
     assert int(loss_fn.mixture.running.n_waiting) == 30
@@ -68,7 +68,7 @@ def test_checkpointing_in_the_warm_up():
 
 def test_the_same_rows_end_the_warm_up():
     """As whoever tries the loss on one batch expects."""
-    loss_fn, x = ClusterTripletLoss(n_components=4, embedding_size=6), clustered(16, spread=1.5)[0]
+    loss_fn, x = ClusterTripletLoss(n_components=4, embedding_size=6, refit="streaming"), clustered(16, spread=1.5)[0]
     assert [float(loss_fn(x)) > 0 for _ in range(4)] == [False, False, True, True]
 
 
@@ -105,7 +105,7 @@ class FailingLoss(losses.TripletMarginLoss):
 @pytest.mark.parametrize("settings", [{}, {"memory_size": 64}, {"memory_size": 64, "refit": 1}])
 def test_an_error_of_the_wrapped_loss_leaves_everything_as_it_was(settings):
     wrapped = FailingLoss()
-    loss_fn = ClusterLoss(loss=wrapped, n_components=4, embedding_size=6, **settings)
+    loss_fn = ClusterLoss(loss=wrapped, n_components=4, embedding_size=6, **{"refit": "streaming", **settings})
     for seed in range(4):
         loss_fn(clustered(16, seed=seed, spread=1.5)[0])
     before, statistics, x = state(loss_fn), loss_fn.statistics, clustered(16, seed=9)[0]
@@ -145,7 +145,9 @@ ALL_LOSSES = [
 @pytest.mark.parametrize("loss", ALL_LOSSES, ids=lambda loss: type(loss).__name__)
 def test_a_loss_works_or_is_refused_before_training(loss, settings):
     try:
-        loss_fn = ClusterLoss(loss=copy.deepcopy(loss), n_components=4, embedding_size=6, **settings)
+        loss_fn = ClusterLoss(
+            loss=copy.deepcopy(loss), n_components=4, embedding_size=6, **{"refit": "streaming", **settings}
+        )
     except ValueError:
         return
     for seed in range(4):
@@ -164,11 +166,11 @@ def test_a_loss_works_or_is_refused_before_training(loss, settings):
 )
 def test_what_cannot_be_is_said_at_construction(loss, settings, message):
     with pytest.raises(ValueError, match=message):
-        ClusterLoss(loss=loss, n_components=4, embedding_size=6, **settings)
+        ClusterLoss(loss=loss, n_components=4, embedding_size=6, **{"refit": "streaming", **settings})
 
 
 def test_a_loss_for_embeddings_of_another_width_is_not_tried():
-    loss_fn = ClusterLoss(loss=losses.ArcFaceLoss(4, 3), n_components=4, embedding_size=6)
+    loss_fn = ClusterLoss(loss=losses.ArcFaceLoss(4, 3), n_components=4, embedding_size=6, refit="streaming")
     for seed in range(4):
         x = clustered(16, seed=seed, spread=1.5)[0]
         assert loss_fn(x[:, :3], cluster_embeddings=x).isfinite()
@@ -218,7 +220,7 @@ def test_a_compiled_model_with_the_loss_in_it(settings):
             super().__init__()
             torch.manual_seed(0)
             self.layer = torch.nn.Linear(6, 6)
-            self.loss = ClusterTripletLoss(n_components=4, embedding_size=6, **settings)
+            self.loss = ClusterTripletLoss(n_components=4, embedding_size=6, **{"refit": "streaming", **settings})
 
         def forward(self, x):
             return self.loss(self.layer(x)) + 1

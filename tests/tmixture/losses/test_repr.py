@@ -17,15 +17,15 @@ from tmixture.losses import (
 
 
 def test_a_printed_network_shows_the_settings_of_its_loss():
-    loss = ClusterTripletLoss(n_components=3, embedding_size=8, memory_size=64, weights="outlier", margin=0.25)
+    loss = ClusterTripletLoss(n_components=3, embedding_size=8, memory_size=2000, weights="outlier", margin=0.25)
     text = repr(nn.ModuleDict({"encoder": nn.Linear(4, 8), "loss": loss}))
     for part in (
         "(loss): ClusterTripletLoss(",
-        "refit='streaming', normalize=True, nonfinite='raise', "
+        "refit=10, memory_size=2000, normalize=True, nonfinite='raise', "
         "weights=ClusterWeights(mass=None, outlier=True, confidence=False)",
         "margin=0.25",
         "(mixture): StudentTMixture(n_components=3, n_features=8, covariance_type='diag', dof=4, not fitted)",
-        "(memory): EmbeddingMemory(0 of 64 rows)",
+        "(memory): EmbeddingMemory(0 of 2000 rows)",
     ):
         assert part in text
     assert "weights=" not in repr(ClusterLoss(loss=SupConLoss(), n_components=3, embedding_size=8))

@@ -21,7 +21,7 @@ class Encoder(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer = torch.nn.Linear(6, 6)
-        self.loss = ClusterTripletLoss(n_components=4, embedding_size=6, **settings)
+        self.loss = ClusterTripletLoss(n_components=4, embedding_size=6, **{"refit": "streaming", **settings})
 
     def forward(self, x):
         return self.loss(self.layer(x))

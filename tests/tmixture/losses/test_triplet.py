@@ -143,7 +143,7 @@ def test_fast_products_of_the_network_are_not_those_of_the_loss(precision, monke
 
 def test_a_batch_of_4096_is_mined_without_a_tensor_of_all_triplets():
     x, _ = clustered(4096, n_clusters=4, width=8)
-    loss_fn = ClusterTripletLoss(n_components=40, embedding_size=8)
+    loss_fn = ClusterTripletLoss(n_components=40, embedding_size=8, refit="streaming")
     start = time.process_time()
     embeddings = leaf(x)
     loss_fn(embeddings).backward()

@@ -128,7 +128,7 @@ def test_given_labels_and_tuples_are_used_as_the_wrapped_loss_uses_them(x):
     ref, ref_labels = clustered(20, seed=7)[0], torch.arange(20) % 3
     pairs = miners.PairMarginMiner()(x, labels)
     loss = losses.ContrastiveLoss()
-    wrapped = ClusterLoss(None, loss, n_components=4, embedding_size=6)
+    wrapped = ClusterLoss(None, loss, n_components=4, embedding_size=6, refit="streaming")
     before = copy.deepcopy(wrapped.state_dict())
     for arguments in [
         (labels,),
@@ -140,7 +140,7 @@ def test_given_labels_and_tuples_are_used_as_the_wrapped_loss_uses_them(x):
         torch.testing.assert_close(wrapped(x, *arguments), loss(x, *arguments), rtol=0, atol=0)
     torch.testing.assert_close(wrapped.state_dict(), before)
     miner = miners.BatchHardMiner()
-    mined = ClusterLoss(None, loss, miner, n_components=4, embedding_size=6)(x, labels)
+    mined = ClusterLoss(None, loss, miner, n_components=4, embedding_size=6, refit="streaming")(x, labels)
     torch.testing.assert_close(mined, loss(x, labels, miner(x, labels)))
 
 
