@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from benchmarks import candidates, choices, compare, measure, out_of_core, starts, throughput
+from benchmarks import candidates, choices, compare, few_labels, measure, out_of_core, starts, throughput
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -88,3 +88,66 @@ def test_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["starts", *flags])
     starts.main()
     assert "| 4 | 8 | 500 | 4 | " in (tmp_path / "STARTS.md").read_text()
+
+
+def test_few_labels_are_compared_with_their_controls(tmp_path, monkeypatch):
+    monkeypatch.setattr(few_labels, "ProcessPoolExecutor", InThisProcess)
+    arms = ["triplets", "co-membership", "control: nearest centroid, co-membership", "control: shuffled, triplets"]
+    options = [
+        "--labels",
+        "2",
+        "--seeds",
+        "2",
+        "--steps",
+        "12",
+        "--output",
+        str(tmp_path / "table.md"),
+        "--arms",
+        *arms,
+    ]
+    monkeypatch.setattr(sys, "argv", ["few_labels", *options])
+    few_labels.main()
+    text = (tmp_path / "table.md").read_text()
+    assert "## 2 labelled images of each class" in text
+    for arm in arms:
+        assert f"| {arm} | " in text
+
+
+def test_the_split_is_long_tailed_and_its_labels_are_few():
+    data = few_labels.split(3, 2)
+    assert data.y.bincount().tolist()[0] == 110
+    assert data.y.bincount().tolist()[-1] == 5
+    assert (data.known >= 0).sum() == 20
+    assert (data.known[data.labelled] == data.y[data.labelled]).all()
+    assert set(data.test_y.bincount().tolist()) == {64, 65}
+
+
+@pytest.mark.parametrize("name", few_labels.ARMS)
+def test_every_arm_gives_a_gradient(name):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 10
+    known = torch.where(torch.arange(60) < 20, labels, -1)
+    centres = 0.5 * torch.randn(10, few_labels.WIDTH, generator=generator)
+    added = few_labels.ARMS[name]()
+    total = 0.0
+    for _ in range(22):
+        x = (centres[labels] + torch.randn(60, few_labels.WIDTH, generator=generator)).requires_grad_()
+        added(x, known, labels).backward()
+        total += float(x.grad.abs().sum())
+    assert total > 0
+
+
+class InThisProcess:
+    """What a pool of processes does, without any."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, function, *arguments):
+        return map(function, *arguments)

@@ -333,7 +333,9 @@ class ClusterLoss(BaseMetricLossFunction):
             )
         again, features = bool(self.mixture.fitted), self._features(content.clustered)
         known = share(content.known) if (content.known >= 0).any() else None
-        churn = refit_mixture(self.mixture, share(features), known)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of single fits: what matters is said below, once
+            churn = refit_mixture(self.mixture, share(features), known)
         if again:
             self.readiness = readier(self.readiness, churn)
         self.widest = torch.maximum(self.widest, effective_rank(features).to(self.widest))
