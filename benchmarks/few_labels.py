@@ -54,7 +54,7 @@ class Split:
 
 
 def split(seed: int, n_labelled: int) -> Split:
-    """Long-tailed training images, of which `n_labelled` of each class are labelled, and 64 or 65 test images of each."""
+    """Long-tailed training images, `n_labelled` of each class with labels, and 64 or 65 test images of each class."""
     digits = load_digits()
     x = torch.from_numpy(digits.images).float()[:, None] / 16
     y = torch.from_numpy(digits.target)

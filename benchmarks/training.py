@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import cycle, islice
 from statistics import median
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.problems import Shape, embeddings
 from tmixture.losses import ClusterTripletLoss
+from tmixture.losses.settings import CALLS_PER_REFIT, WINDOW_ROWS
 
 COMPONENTS = 40
 FEATURES = 512
@@ -20,18 +22,20 @@ REPEATS = 5
 def cluster_stage(batch: int, device: str) -> dict[str, float]:
     """Seconds of one call of `ClusterTripletLoss` with its defaults in train mode, and of the backward pass.
 
-    That is: normalisation and checks of the batch, the update of the mixture by `partial_fit`, the pseudo-labels before
-    and after it, the mining of semi-hard triplets, the loss, and its gradient in the embeddings.
+    That is: normalisation and checks of the batch, its way into the memory, the pseudo-labels, the mining of semi-hard
+    triplets, the loss, and its gradient in the embeddings; and the share of one call in a refit.
     """
     loss_fn = ClusterTripletLoss(n_components=COMPONENTS, embedding_size=FEATURES).to(device)
-    rows = embeddings(Shape(max(20 * COMPONENTS, (REPEATS + 2) * batch), FEATURES, COMPONENTS)).to(device)
-    loss_fn(rows[: 20 * COMPONENTS])  # the first fit
-    batches = iter(rows.split(batch))
+    rows = embeddings(Shape(max(WINDOW_ROWS, 3 * batch), FEATURES, COMPONENTS)).to(device)
+    loss_fn(rows[:WINDOW_ROWS])  # the first fit
+    batches = cycle(rows.split(batch)[:-1])
 
-    def step() -> None:
-        loss_fn(next(batches).clone().requires_grad_()).backward()
+    def steps() -> None:
+        for x in islice(batches, CALLS_PER_REFIT):
+            loss_fn(x.clone().requires_grad_()).backward()
 
-    return {"stage": _median_seconds(step), "triplets": loss_fn.statistics["tuples"]}
+    seconds = _median_seconds(steps, repeats=3) / CALLS_PER_REFIT
+    return {"stage": seconds, "triplets": loss_fn.statistics["tuples"]}
 
 
 def clip_step(batch: int, device: str) -> float:
