@@ -17,7 +17,7 @@ from tmixture.losses import ClusterTripletLoss
 SETTINGS = {
     "streaming": {},
     "memory": {"memory_size": 40, "miner": "hard"},
-    "refit": {"memory_size": 60, "refit": 3},
+    "refit": {"window_size": 60, "refit": 3},
 }
 
 
@@ -60,6 +60,15 @@ def stream(rank, world_size, settings):
     loss_fn = make(**settings)
     for x in batches():
         loss_fn(x.chunk(world_size)[rank])
+    return {"state": loss_fn.state_dict()}
+
+
+def known(rank, world_size, settings):
+    """The same with known labels of some rows."""
+    loss_fn = make(**settings)
+    labels = torch.where(torch.arange(24) % 3 == 0, torch.arange(24) % 4, -1)
+    for x in batches():
+        loss_fn(x.chunk(world_size)[rank], labels.chunk(world_size)[rank])
     return {"state": loss_fn.state_dict()}
 
 
@@ -122,6 +131,7 @@ def main(rank, world_size, folder):
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     results = {f"train {name}": train(rank, world_size, settings) for name, settings in SETTINGS.items()}
     results |= {f"stream {name}": stream(rank, world_size, settings) for name, settings in SETTINGS.items()}
+    results |= {f"known {name}": known(rank, world_size, settings) for name, settings in SETTINGS.items()}
     results["uneven"] = uneven(rank, world_size)
     if world_size > 1:
         results |= {"failing": failing(rank, world_size), "alone": alone(rank, world_size)}

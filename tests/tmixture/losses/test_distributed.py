@@ -28,7 +28,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", [*(f"train {n}" for n in process.SETTINGS), *(f"stream {n}" for n in process.SETTINGS)]
+    "name", [f"{task} {name}" for task in ("train", "stream", "known") for name in process.SETTINGS]
 )
 def test_state_is_the_same_in_all_processes_and_that_of_one_process(results, name):
     first, second, single = (result[name]["state"] for result in results)
