@@ -22,6 +22,7 @@ SOURCES, BENCHMARKS = DOCS.parent / "src", DOCS.parent / "benchmarks"
 TABLES = {
     "RESULTS.md": "speed.md",
     "STARTS.md": "starts.md",
+    "MOVING_CLUSTERS.md": "moving-clusters.md",
     "CANDIDATES.md": "candidates.md",
     "OUT_OF_CORE.md": "out-of-core.md",
 }

@@ -31,6 +31,7 @@ from tmixture.losses.statistics import LossStatistics
 from tmixture.losses.terms import Terms, count_terms, share_at_margin, weigh_anchors
 from tmixture.losses.trial import check_combination
 from tmixture.losses.weights import ClusterWeights, Frequency
+from tmixture.notices import warn
 from tmixture.precision import full_precision
 
 # A mixture is first fitted to a memory when it holds this many rows per component, or when it is full.
@@ -343,7 +344,7 @@ class ClusterLoss(BaseMetricLossFunction):
         found = complaint(features[-NEWEST_ROWS:], labels, self.mixture.n_components, float(self.widest))
         if found and found[:20] not in self._complaints:
             self._complaints.add(found[:20])
-            warnings.warn(found, RuntimeWarning, stacklevel=2)
+            warn(found)
         return churn
 
     def predict(self, embeddings: Tensor) -> Tensor:

@@ -49,11 +49,11 @@ def readier(readiness: Tensor, churn: float) -> Tensor:
 
 
 def complaint(rows: Tensor, labels: Tensor, n_components: int, widest: float) -> str | None:
-    """What is wrong with the rows (n, d) that a mixture was fitted to, and their clusters (n,), if anything.
+    """What is wrong with recent embeddings, and with the clusters of those that a mixture was fitted to, if anything.
 
     Args:
-        rows: recent embeddings.
-        labels: their clusters.
+        rows: (n, d), the newest embeddings.
+        labels: (m,), clusters.
         n_components: K.
         widest: the largest effective rank so far.
     """
