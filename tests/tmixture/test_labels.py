@@ -50,7 +50,7 @@ def test_with_every_row_labelled_a_gaussian_fit_is_the_moments_of_the_classes(st
 @pytest.mark.parametrize("structure", [name for name in STRUCTURES if name != "tied"])
 def test_with_every_row_labelled_each_component_is_a_fit_to_its_class(structure):
     x, labels = overlapping()
-    settings = dict(tol=1e-12, max_iter=2000, reg_covar=0)
+    settings = dict(tol=1e-10, max_iter=500, reg_covar=0)
     mixture = mixture_of(structure, **settings).fit(x, labels=labels)
     for k in range(3):
         alone = mixture_of(structure, K=1, **settings).fit(x[labels == k])

@@ -47,7 +47,7 @@ def moving(step, n, seed):
 def test_clusters_live_while_embeddings_move(n_components):
     """As diverse as those of a fresh fit to the same rows, to 80 %."""
     loss = ClusterTripletLoss(n_components=n_components, embedding_size=16)
-    for step in range(120):
+    for step in range(80):
         loss(moving(step, 128, seed=step + 1))
         if step % 20 == 19 and step > 20:
             rows = moving(step, 1000, seed=1000 + step)
