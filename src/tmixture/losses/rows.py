@@ -121,8 +121,14 @@ def lengthened(x: Tensor) -> Tensor:
 
 def partly_known(labels: Tensor | None, embeddings: Tensor, classes: Tensor) -> Tensor | None:
     """The labels (B,) if some are unknown; None if all are known, or none are given."""
-    if labels is None or labels.dim() != 1 or labels.is_floating_point() or not (labels < 0).any():
+    if labels is None:
         return None
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels must be a tensor (B,), got {type(labels).__name__}")
+    if labels.dim() != 1 or not (labels < 0).any():
+        return None
+    if labels.is_floating_point():
+        raise ValueError(f"labels of which some are unknown must be integers, got {labels.dtype}")
     if len(labels) != len(embeddings):
         raise ValueError(f"labels have {len(labels)} entries for {len(embeddings)} embeddings")
     labels = labels.to(embeddings.device)

@@ -106,4 +106,8 @@ def test_labels_that_do_not_fit_leave_everything_as_it_was():
         loss(x, torch.where(known >= 0, 9, -1))
     with pytest.raises(ValueError, match="labels have 3 entries for 24 embeddings"):
         loss(x, torch.tensor([-1, 0, 0]))
+    with pytest.raises(ValueError, match="must be integers, got"):
+        loss(x, known.float())
+    with pytest.raises(ValueError, match="must be a tensor"):
+        loss(x, known.tolist())
     torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
