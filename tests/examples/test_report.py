@@ -2,6 +2,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -18,8 +19,10 @@ from cxr.reporting.figures import (
     image_groups,
     neighbour_agreement,
 )
+from cxr.reporting.metrics import ScoreDifference, Verdict, plain
 from cxr.reporting.page import points, reading, span, write_report
 from cxr.reporting.results import Result
+from cxr.reporting.statistics import Difference
 from cxr.training.arms import ABLATION, MAIN, VARIANTS
 
 NAMES = ["Pleural Effusion", "Normal", "Fibrosis", "Support Devices", "Kyphosis", "gout"]
@@ -130,7 +133,7 @@ def test_every_figure_is_a_file_and_in_the_page(full):
 def test_the_json_holds_the_metrics_and_how_they_came_about(full):
     output, _, metrics = full
     read = json.loads((output / "metrics.json").read_text(), parse_constant=lambda word: pytest.fail(word))
-    assert read["arms"] == json.loads(json.dumps(metrics["arms"]))
+    assert read["arms"] == json.loads(json.dumps(plain(metrics)["arms"]))
     assert read["run"]["config"]["n_components"] == 40
     assert {"torch", "tmixture", "python"} <= set(read["run"]["versions"])
     assert not list(output.glob("**/.*"))
@@ -140,11 +143,11 @@ def test_scores_and_differences_stand_in_the_page_with_their_intervals(full):
     _, page, metrics = full
     text = visible(page)
     for arm in MAIN:
-        score = metrics["arms"][arm]["auc"]["rare"]
-        assert f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in text
-    (comparison,) = (c for c in metrics["comparisons"] if (c["a"], c["b"]) == ("cxr-cml", "meta"))
-    verdict = comparison["auc"]["rare"]["verdict"]
-    value, low, high = (points(v) for v in (comparison["auc"]["rare"]["value"], verdict["low"], verdict["high"]))
+        score = metrics.arms[arm].auc["rare"]
+        assert f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" in text
+    (comparison,) = (c for c in metrics.comparisons if (c.a, c.b) == ("cxr-cml", "meta"))
+    verdict = comparison.auc["rare"].verdict
+    value, low, high = (points(v) for v in (comparison.auc["rare"].value, verdict.low, verdict.high))
     assert f"{value} points [{low}, {high}]" in text
 
 
@@ -198,7 +201,7 @@ def test_findings_without_positives_leave_gaps_and_no_error(tmp_path):
     for result in results:
         result.labels[:, [2, 4]] = False  # both rare ones
     page, metrics = written(tmp_path, results)
-    assert metrics["arms"]["meta"]["auc"]["rare"]["value"] is None
+    assert math.isnan(metrics.arms["meta"].auc["rare"].value)
     assert "4 of 6 findings, and 0 of the 2 rare ones" in visible(page)
 
 
@@ -223,11 +226,13 @@ def test_what_cannot_be_written_leaves_the_old_report(tmp_path):
         (-0.01, 0.03, 0.2, "no difference shown"),
         (0.001, 0.03, 0.06, "no difference shown"),
         (0.0, 0.03, 0.04, "no difference shown"),
-        (None, None, None, "no difference shown"),
+        (math.nan, math.nan, math.nan, "no difference shown"),
     ],
 )
 def test_a_gain_is_said_only_where_interval_and_p_agree(low, high, p, said):
-    assert reading({"verdict": {"low": low, "high": high, "p": p}}) == said
+    verdict = Verdict("patients", low, high, p)
+    unused = Difference(0.0, low, high, p)
+    assert reading(ScoreDifference(0.0, unused, unused, unused, verdict, [])) == said
 
 
 @pytest.mark.parametrize(("quality", "said"), [(3.0, "a gain"), (-3.0, "a loss")])
@@ -240,7 +245,7 @@ def test_the_answer_follows_the_numbers(tmp_path, quality, said):
 
 
 def test_numbers_as_text():
-    assert [points(v) for v in (0.0123, -0.0123, -0.0002, None)] == ["+1.2", "−1.2", "0.0", "–"]
+    assert [points(v) for v in (0.0123, -0.0123, -0.0002, None, math.nan)] == ["+1.2", "−1.2", "0.0", "–", "–"]
     assert [span([3, 1, 2]), span([7, 7])] == ["1 to 3", "7"]
 
 
@@ -292,7 +297,8 @@ def test_clusters_that_ignore_the_findings_have_lift_one_and_pure_clusters_more(
 
 
 def test_ablation_points_are_in_the_order_of_the_setting_with_the_method_among_them():
-    metrics = {"arms": dict.fromkeys(["cxr-cml", *ABLATION])}
+    results = [simulated_result(arm) for arm in ("cxr-cml", *ABLATION)]
+    metrics = evaluate(results, rare=RARE, n_resamples=2)
     assert [value for value, _ in ablation_points(metrics, CONFIG, "dof")] == [2, 4, 6, float("inf")]
     assert (32.0, "cxr-cml") in ablation_points(metrics, CONFIG, "batch_size")
-    assert ablation_points({"arms": {"cxr-cml": None}}, CONFIG, "dof") == []
+    assert ablation_points(evaluate(results[:1], rare=RARE, n_resamples=2), CONFIG, "dof") == []

@@ -1,26 +1,4 @@
-"""From the results of all runs to the numbers of the report, as one plain dictionary.
-
-    {"arms": {arm: {"title", "trained", "n_runs", "auc": {group: score}, "average_precision": {group: score},
-                    "classes": {finding: interval or None},
-                    "cost": {quantity: {"mean", "sd", "n", "ratio"}}}},
-     "reference": the arm that all others are compared with, or None,
-     "comparisons": [{"a", "b", "auc": {group: difference}, "classes": {finding: difference with p or None} or None}],
-     "cohort": {"images", "patients", "studies", "views": {view: images}, "findings": [
-                   {"name", "rare", "cohort", "train", "test"}]},
-     "runs": [{"seed", "fold", "test_images", "test_patients", "arms"}],
-     "settings": {"level", "n_resamples", "seed", "test_over_train"}}
-
-A group is "total", "base" or "rare". Numbers that do not exist (AUC without positives, the spread of one run) are None.
-
-A score is {"value", "low", "high", "n_classes", "seeds", "folds", "runs"}. `value` is the mean over runs, `low` and
-`high` the interval from resampled patients (none for the average precision); "seeds" and "folds" hold mean, sd,
-t-interval and n over seeds (each the mean of its folds) and over folds (each the mean over seeds); "runs" has the
-value, interval and number of defined classes of each (seed, fold).
-
-A difference is a − b on the runs that have both: {"value", "patients", "seeds", "splits", "verdict", "runs"}. The first
-three are three questions: would other patients show it ("patients", bootstrap), another seed on this cohort ("seeds",
-paired t), another division of the cohort into training and test part ("splits", corrected paired t)? "verdict" repeats
-the strictest of them that the number of runs allows, under its name in "test".
+"""From the results of all runs to the numbers of the report.
 
 **Several runs, one interval.** The test parts of the folds of a seed share no patient, so their errors are independent
 and add up in squares. Every seed tests the same cohort again, so more seeds are not counted as more patients: the
@@ -30,7 +8,6 @@ limits are averaged over seeds. See `pooled`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,10 +15,27 @@ import numpy.typing as npt
 from scipy import stats
 
 from cxr.data.cohort import Cohort
+from cxr.reporting.metrics import (
+    GROUPS,
+    ArmMetrics,
+    CohortCounts,
+    Comparison,
+    Cost,
+    EvaluatedRun,
+    EvaluationSettings,
+    FindingCounts,
+    Metrics,
+    RunDifference,
+    RunScore,
+    Score,
+    ScoreDifference,
+    Verdict,
+)
 from cxr.reporting.results import Result
 from cxr.reporting.statistics import (
     Difference,
     Interval,
+    Macro,
     MacroBootstrap,
     class_average_precision,
     delong_covariance,
@@ -54,7 +48,6 @@ from cxr.training.arms import ABLATION, ARMS, VARIANTS
 
 LEVEL = 0.95
 Z = float(stats.norm.ppf((1 + LEVEL) / 2))
-GROUPS = ("total", "base", "rare")
 LEAST_RUNS = 3  # a t-test on two differences has one degree of freedom, and an interval as wide as the world
 COSTS = ("seconds_per_step", "flops_per_step", "peak_bytes")
 KEY_PAIRS = (("cxr-cml", "meta"), ("cxr-cml", "meta-frequency"), ("cxr-cml-frequency", "meta-frequency"))
@@ -64,36 +57,6 @@ Key = tuple[int, int]  # seed and fold of a run
 Runs = dict[Key, dict[str, Result]]
 Value = TypeVar("Value")
 
-PAPER: dict[str, Any] = {
-    "source": (
-        "CXR-CML: Improved zero-shot classification of long-tailed multi-label diseases in Chest X-Rays, MICCAI 2025"
-    ),
-    "data_set": "MIMIC-CXR-JPG, 234,800 images, CXR-LT 2024 labels (40 findings, 12 rare)",
-    "table2": {
-        "MedCLIP": {"total": 0.476, "base": 0.488, "rare": 0.450},
-        "MedKLIP": {"total": 0.576, "base": 0.574, "rare": 0.574},
-        "SLIP": {"total": 0.502, "base": 0.505, "rare": 0.495},
-        "CheXzero": {"total": 0.644, "base": 0.647, "rare": 0.631},
-        "CheXzero + meta labels": {"total": 0.691, "base": 0.681, "rare": 0.707},  # printed in Table 3
-        "CXR-CML": {"total": 0.715, "base": 0.711, "rare": 0.720},
-    },
-    "spread": "10 runs, standard deviation below 0.04; p < 1e-5 against CheXzero, by a test that is not named",
-    "table3": {
-        "ν = 2": {"total": 0.710, "base": 0.710, "rare": 0.710},
-        "ν = 4": {"total": 0.715, "base": 0.711, "rare": 0.720},
-        "ν = 6": {"total": 0.715, "base": 0.710, "rare": 0.718},
-        "ν = ∞": {"total": 0.716, "base": 0.713, "rare": 0.720},
-        "batch size 16": {"total": 0.705, "base": 0.700, "rare": 0.710},
-        "batch size 32": {"total": 0.715, "base": 0.711, "rare": 0.720},
-        "batch size 64": {"total": 0.711, "base": 0.707, "rare": 0.716},
-    },
-    "table4": {"seconds_per_step": {"CheXzero": 53.39, "CXR-CML": 66.28, "ratio": 1.2415}, "flops_ratio": 1.2083},
-}
-"""The paper's own numbers: its Tables 2 (AUC of the methods), 3 (ablation) and 4 (cost)."""
-
-PAPER_ROWS = {"start": "CheXzero", "meta": "CheXzero + meta labels", "cxr-cml": "CXR-CML"}
-"""Which row of the paper's Table 2 an arm reproduces."""
-
 
 def evaluate(
     results: Sequence[Result],
@@ -102,8 +65,8 @@ def evaluate(
     seed: int = 0,
     cohort: Cohort | None = None,
     n_resamples: int = 1000,
-) -> dict[str, Any]:
-    """All numbers of the report; the module's docstring says where each is found.
+) -> Metrics:
+    """All numbers of the report.
 
     Args:
         results: of all runs, from `cxr.reporting.results.load_results`; an arm may be missing in some of them.
@@ -134,28 +97,19 @@ def evaluate(
         )
         for key, run in runs.items()
     }
-    return {
-        "arms": {arm: _arm(arm, runs, bootstraps, is_rare, reference) for arm in arms},
-        "reference": reference,
-        "comparisons": [_comparison(a, b, runs, bootstraps) for a, b in _pairs(arms, reference)],
-        "cohort": _cohort(runs, is_rare, cohort),
-        "runs": [
-            {
-                "seed": key[0],
-                "fold": key[1],
-                "test_images": len(_any(run).rows),
-                "test_patients": len(np.unique(_any(run).patients)),
-                "arms": sorted(run, key=_order),
-            }
-            for key, run in runs.items()
-        ],
-        "settings": {
-            "level": LEVEL,
-            "n_resamples": n_resamples,
-            "seed": seed,
-            "test_over_train": _test_over_train([_any(run) for run in runs.values()]),
-        },
-    }
+    return Metrics(
+        arms={arm: _arm(arm, runs, bootstraps, is_rare, reference) for arm in arms},
+        reference=reference,
+        comparisons=[_comparison(a, b, runs, bootstraps) for a, b in _pairs(arms, reference)],
+        cohort=_cohort(runs, is_rare, cohort),
+        runs=[_test_part(key, run) for key, run in runs.items()],
+        settings=EvaluationSettings(LEVEL, n_resamples, seed, _test_over_train([_any(run) for run in runs.values()])),
+    )
+
+
+def _test_part(key: Key, run: dict[str, Result]) -> EvaluatedRun:
+    tested = _any(run)
+    return EvaluatedRun(*key, len(tested.rows), len(np.unique(tested.patients)), sorted(run, key=_order))
 
 
 def _by_run(results: Sequence[Result]) -> Runs:
@@ -244,23 +198,12 @@ def _test_over_train(results: Iterable[Result]) -> float:
     return float(np.mean(shares))
 
 
-def _plain(value: Any) -> Any:
-    """A dataclass of numbers as a dictionary for JSON, with None for what is not a number."""
-    if value is None:
-        return None
-    return {name: _number(v) for name, v in asdict(value).items()}
-
-
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 # ------------------------------------------------------------------ arms
 
 
 def _arm(
     arm: str, runs: Runs, bootstraps: dict[Key, MacroBootstrap], rare: npt.NDArray[np.bool_], reference: str | None
-) -> dict[str, Any]:
+) -> ArmMetrics:
     own = {key: run[arm] for key, run in runs.items() if arm in run}
     names = _any(own).label_names
     precision = {
@@ -269,39 +212,36 @@ def _arm(
     auc, average_precision = {}, {}
     for group in GROUPS:
         intervals = {key: bootstraps[key].interval(arm, group, level=LEVEL) for key in own}
-        points = {key: bootstraps[key].point[arm][group] for key in own}
-        auc[group] = _score(intervals, {key: point.n_defined for key, point in points.items()})
+        auc[group] = _score(intervals, {key: bootstraps[key].point[arm][group] for key in own})
         bare = {key: Interval(precision[key][group].mean, np.nan, np.nan) for key in own}
-        average_precision[group] = _score(bare, {key: precision[key][group].n_defined for key in own})
-        for score in (auc[group], average_precision[group]):
-            score["n_classes"] = _any(points).n_classes
-    return {
-        "title": ARMS[arm].title if arm in ARMS else arm,
-        "trained": _trained(arm),
-        "n_runs": len(own),
-        "auc": auc,
-        "average_precision": average_precision,
-        "classes": {name: _class_auc(own, i) for i, name in enumerate(names)},
-        "cost": _cost(arm, runs, reference),
-    }
+        average_precision[group] = _score(bare, {key: precision[key][group] for key in own})
+    return ArmMetrics(
+        title=ARMS[arm].title if arm in ARMS else arm,
+        trained=_trained(arm),
+        n_runs=len(own),
+        auc=auc,
+        average_precision=average_precision,
+        classes={name: _class_auc(own, i) for i, name in enumerate(names)},
+        cost=_cost(arm, runs, reference),
+    )
 
 
-def _score(intervals: dict[Key, Interval], n_defined: dict[Key, int]) -> dict[str, Any]:
+def _score(intervals: dict[Key, Interval], points: dict[Key, Macro]) -> Score:
     values = {key: interval.value for key, interval in intervals.items()}
     seeds, folds = (list(_grouped(values, position).values()) for position in (0, 1))
     mean = pooled(intervals) or Interval(np.nan, np.nan, np.nan)
-    return {
-        **_plain(mean),
-        "seeds": _plain(summarize(seeds)) if seeds else None,
-        "folds": _plain(summarize(folds)) if folds else None,
-        "runs": [
-            {"seed": key[0], "fold": key[1], "n_defined": n_defined[key], **_plain(interval)}
-            for key, interval in intervals.items()
-        ],
-    }
+    return Score(
+        mean.value,
+        mean.low,
+        mean.high,
+        n_classes=_any(points).n_classes,
+        seeds=summarize(seeds) if seeds else None,
+        folds=summarize(folds) if folds else None,
+        runs=[RunScore(i.value, i.low, i.high, *key, n_defined=points[key].n_defined) for key, i in intervals.items()],
+    )
 
 
-def _class_auc(own: dict[Key, Result], finding: int) -> dict[str, Any] | None:
+def _class_auc(own: dict[Key, Result], finding: int) -> Interval | None:
     """AUC of one finding with DeLong's interval, over the runs that test at least two images with and without it."""
     intervals = {}
     for key, result in own.items():
@@ -311,14 +251,14 @@ def _class_auc(own: dict[Key, Result], finding: int) -> dict[str, Any] | None:
             error = Z * float(np.sqrt(covariance[0, 0]))
             intervals[key] = Interval(float(auc[0]), float(auc[0]) - error, float(auc[0]) + error)
     mean = pooled(intervals)
-    return None if mean is None else {"value": mean.value, "low": max(0.0, mean.low), "high": min(1.0, mean.high)}
+    return None if mean is None else Interval(mean.value, max(0.0, mean.low), min(1.0, mean.high))
 
 
 def _enough(positive: npt.NDArray[np.bool_]) -> bool:
     return min(int(positive.sum()), int((~positive).sum())) >= 2
 
 
-def _cost(arm: str, runs: Runs, reference: str | None) -> dict[str, Any]:
+def _cost(arm: str, runs: Runs, reference: str | None) -> dict[str, Cost]:
     """Mean and spread over runs, and the mean ratio to the reference's cost in the same run."""
     cost = {}
     for quantity in COSTS:
@@ -330,15 +270,14 @@ def _cost(arm: str, runs: Runs, reference: str | None) -> dict[str, Any]:
         ]
         if measured:
             summary = summarize(measured)
-            ratio = _plain(summarize(ratios)) if ratios else None
-            cost[quantity] = {"mean": summary.value, "sd": _number(summary.sd), "n": summary.n, "ratio": ratio}
+            cost[quantity] = Cost(summary.value, summary.sd, summary.n, summarize(ratios) if ratios else None)
     return cost
 
 
 # ------------------------------------------------------------------ comparisons
 
 
-def _comparison(a: str, b: str, runs: Runs, bootstraps: dict[Key, MacroBootstrap]) -> dict[str, Any]:
+def _comparison(a: str, b: str, runs: Runs, bootstraps: dict[Key, MacroBootstrap]) -> Comparison:
     both = {key: run for key, run in runs.items() if a in run and b in run}
     names = _any(_any(runs)).label_names
     classes = None
@@ -349,12 +288,12 @@ def _comparison(a: str, b: str, runs: Runs, bootstraps: dict[Key, MacroBootstrap
         differences = {key: bootstraps[key].difference(a, b, group, level=LEVEL) for key in both}
         points = {arm: {key: bootstraps[key].point[arm][group].mean for key in both} for arm in (a, b)}
         auc[group] = _difference(differences, points[a], points[b], {key: run[a] for key, run in both.items()})
-    return {"a": a, "b": b, "auc": auc, "classes": classes}
+    return Comparison(a, b, auc, classes)
 
 
 def _difference(
     differences: dict[Key, Difference], a: dict[Key, float], b: dict[Key, float], results: dict[Key, Result]
-) -> dict[str, Any] | None:
+) -> ScoreDifference | None:
     """The difference over all runs and the three tests of it; None where no run has both values."""
     differences = {key: d for key, d in differences.items() if np.isfinite(d.value)}
     mean = pooled(dict(differences))
@@ -368,17 +307,22 @@ def _difference(
         test_over_train=_test_over_train(results[key] for key in differences),
         level=LEVEL,
     )
-    patients = {"low": mean.low, "high": mean.high, "p": _patients_p(mean, list(differences.values()))}
-    difference = {
-        "value": mean.value,
-        "patients": {name: _number(v) for name, v in patients.items()},
-        "seeds": _plain(seeds),
-        "splits": _plain(splits),
-        "runs": [{"seed": key[0], "fold": key[1], **_plain(d)} for key, d in differences.items()],
-    }
-    test = "splits" if splits.n >= LEAST_RUNS else "seeds" if seeds.n >= LEAST_RUNS else "patients"
-    difference["verdict"] = {"test": test, **{name: difference[test][name] for name in ("low", "high", "p")}}
-    return difference
+    patients = Difference(mean.value, mean.low, mean.high, p=_patients_p(mean, list(differences.values())))
+    test, strictest = (
+        ("splits", splits)
+        if splits.n >= LEAST_RUNS
+        else ("seeds", seeds)
+        if seeds.n >= LEAST_RUNS
+        else ("patients", patients)
+    )
+    return ScoreDifference(
+        value=mean.value,
+        patients=patients,
+        seeds=seeds,
+        splits=splits,
+        verdict=Verdict(test, strictest.low, strictest.high, strictest.p),
+        runs=[RunDifference(d.value, d.low, d.high, d.p, *key) for key, d in differences.items()],
+    )
 
 
 def _over_equal_splits(values: dict[Key, float], results: dict[Key, Result]) -> list[float]:
@@ -397,7 +341,7 @@ def _patients_p(mean: Interval, differences: list[Difference]) -> float:
     return float(2 * stats.norm.sf(abs(mean.value) / error)) if error else float(mean.value == 0)
 
 
-def _class_difference(a: str, b: str, both: Runs, finding: int) -> dict[str, Any] | None:
+def _class_difference(a: str, b: str, both: Runs, finding: int) -> Difference | None:
     """Difference of the AUC of one finding with DeLong's interval and p-value."""
     intervals = {}
     for key, run in both.items():
@@ -407,35 +351,31 @@ def _class_difference(a: str, b: str, both: Runs, finding: int) -> dict[str, Any
             error = Z * test.standard_error
             intervals[key] = Interval(test.difference, test.difference - error, test.difference + error)
     mean = pooled(intervals)
-    if mean is None:
-        return None
-    return {**_plain(mean), "p": _number(_patients_p(mean, []))}
+    return None if mean is None else Difference(mean.value, mean.low, mean.high, p=_patients_p(mean, []))
 
 
 # ------------------------------------------------------------------ cohort
 
 
-def _cohort(runs: Runs, rare: npt.NDArray[np.bool_], cohort: Cohort | None) -> dict[str, Any]:
+def _cohort(runs: Runs, rare: npt.NDArray[np.bool_], cohort: Cohort | None) -> CohortCounts:
     """Table 1: what there is to see, and how often. Counts of the training and test part are means over runs."""
     results = [_any(run) for run in runs.values()]
     train = np.mean([result.train_counts for result in results], axis=0)
     test = np.mean([result.labels.sum(axis=0) for result in results], axis=0)
-    order = np.argsort(-(train + test), kind="stable")
     names = results[0].label_names
-    in_cohort = None if cohort is None else dict(zip(cohort.label_names, cohort.labels.sum(axis=0).tolist()))
-    return {
-        "images": None if cohort is None else len(cohort),
-        "patients": None if cohort is None else len(np.unique(cohort.subject_ids)),
-        "studies": None if cohort is None else int(cohort.images["study_id"].nunique()),
-        "views": None if cohort is None else {k: int(v) for k, v in cohort.images["view"].value_counts().items()},
-        "findings": [
-            {
-                "name": names[i],
-                "rare": bool(rare[i]),
-                "cohort": None if in_cohort is None else in_cohort.get(names[i]),
-                "train": float(train[i]),
-                "test": float(test[i]),
-            }
-            for i in order
-        ],
-    }
+    in_cohort: dict[str, int] = (
+        {} if cohort is None else dict(zip(cohort.label_names, cohort.labels.sum(axis=0).tolist()))
+    )
+    findings = [
+        FindingCounts(names[i], bool(rare[i]), in_cohort.get(names[i]), float(train[i]), float(test[i]))
+        for i in np.argsort(-(train + test), kind="stable")
+    ]
+    if cohort is None:
+        return CohortCounts(None, None, None, None, findings)
+    return CohortCounts(
+        images=len(cohort),
+        patients=len(np.unique(cohort.subject_ids)),
+        studies=int(cohort.images["study_id"].nunique()),
+        views={str(view): int(n) for view, n in cohort.images["view"].value_counts().items()},
+        findings=findings,
+    )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from openTSNE import TSNE
 
-from cxr.reporting.evaluation import GROUPS
+from cxr.reporting.metrics import GROUPS, Metrics
 from cxr.reporting.results import Result
 from cxr.training.arms import ABLATION, ARMS
 
@@ -53,38 +53,37 @@ FINDING_GROUPS = {
 """What an image mainly shows, for the colours of the t-SNE map."""
 
 
-def score_plot(metrics: dict[str, Any], arms: Sequence[str]) -> Figure:
+def score_plot(metrics: Metrics, arms: Sequence[str]) -> Figure:
     """Macro AUC of each arm with its interval over patients; small dots are the single runs."""
     figure, axes = _rows_of_arms(arms, metrics)
     for ax, group in zip(axes, GROUPS):
         for y, arm in enumerate(arms):
-            score = metrics["arms"][arm]["auc"][group]
-            _dots(ax, [run["value"] for run in score["runs"]], y)
-            _point(ax, score["value"], score["low"], score["high"], y, arm)
+            score = metrics.arms[arm].auc[group]
+            _dots(ax, [run.value for run in score.runs], y)
+            _point(ax, score.value, score.low, score.high, y, arm)
         ax.axvline(0.5, color="black", lw=0.8, ls=":")
         ax.set_xlabel("macro AUC")
     return figure
 
 
-def difference_plot(metrics: dict[str, Any], arms: Sequence[str], reference: str) -> Figure:
+def difference_plot(metrics: Metrics, arms: Sequence[str], reference: str) -> Figure:
     """Difference of each arm to the reference, with the verdict's interval; small dots are the single runs."""
-    found = {c["a"]: c["auc"] for c in metrics["comparisons"] if c["b"] == reference}
+    found = {c.a: c.auc for c in metrics.comparisons if c.b == reference}
     arms = [arm for arm in arms if arm in found]
     figure, axes = _rows_of_arms(arms, metrics)
     for ax, group in zip(axes, GROUPS):
         for y, arm in enumerate(arms):
             difference = found[arm][group]
             if difference is not None:
-                _dots(ax, [100 * run["value"] for run in difference["runs"]], y)
-                verdict = difference["verdict"]
-                value, low, high = (_percent(v) for v in (difference["value"], verdict["low"], verdict["high"]))
-                _point(ax, value, low, high, y, arm)
+                _dots(ax, [100 * run.value for run in difference.runs], y)
+                verdict = difference.verdict
+                _point(ax, 100 * difference.value, 100 * verdict.low, 100 * verdict.high, y, arm)
         ax.axvline(0, color="black", lw=0.8)
         ax.set_xlabel("difference in AUC, points")
     return figure
 
 
-def _rows_of_arms(arms: Sequence[str], metrics: dict[str, Any]) -> tuple[Figure, list[Axes]]:
+def _rows_of_arms(arms: Sequence[str], metrics: Metrics) -> tuple[Figure, list[Axes]]:
     """A panel for each group, a row for each arm."""
     figure = Figure(figsize=(10, 1.1 + 0.38 * len(arms)), layout="constrained")
     axes = list(figure.subplots(1, 3, sharey=True))
@@ -94,55 +93,48 @@ def _rows_of_arms(arms: Sequence[str], metrics: dict[str, Any]) -> tuple[Figure,
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         _bare(ax)
-    axes[0].set_yticks(range(len(arms)), [metrics["arms"][arm]["title"] for arm in arms])
+    axes[0].set_yticks(range(len(arms)), [metrics.arms[arm].title for arm in arms])
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
     return figure, axes
 
 
-def _dots(ax: Axes, values: list[float | None], y: float) -> None:
-    known = [value for value in values if value is not None]
+def _dots(ax: Axes, values: list[float], y: float) -> None:
+    known = [value for value in values if np.isfinite(value)]
     if len(known) > 1:
         ax.plot(known, np.full(len(known), y + 0.22), ".", color="0.6", ms=3.5, zorder=1)
 
 
-def _point(ax: Axes, value: float | None, low: float | None, high: float | None, y: float, arm: str) -> None:
-    """A value with its interval, or the value alone where there is none."""
-    if value is None:
-        return
-    if low is not None and high is not None:
-        ax.plot([low, high], [y, y], color="0.2", lw=1.4, zorder=2)
+def _point(ax: Axes, value: float, low: float, high: float, y: float, arm: str) -> None:
+    """A value with its interval; matplotlib leaves out what is nan."""
+    ax.plot([low, high], [y, y], color="0.2", lw=1.4, zorder=2)
     ax.plot(value, y, ms=7, mec="black", mew=0.7, ls="", zorder=3, **STYLES.get(arm, OTHER_STYLE))
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
 
 
 def _bare(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def class_auc_plot(metrics: dict[str, Any], arms: Sequence[str]) -> Figure:
+def class_auc_plot(metrics: Metrics, arms: Sequence[str]) -> Figure:
     """AUC of every finding, the most frequent one at the top, with DeLong's intervals; bars grow from chance, 0.5."""
-    findings = metrics["cohort"]["findings"]
+    findings = metrics.cohort.findings
     figure = Figure(figsize=(8.5, 1.4 + len(findings) * (0.14 + 0.085 * len(arms))), layout="constrained")
     ax = figure.subplots()
     height = 0.8 / len(arms)
     for i, arm in enumerate(arms):
-        scores = metrics["arms"][arm]["classes"]
-        known = [(y, scores[finding["name"]]) for y, finding in enumerate(findings) if scores[finding["name"]]]
+        scores = [(row, metrics.arms[arm].classes[finding.name]) for row, finding in enumerate(findings)]
+        known = [(row, score) for row, score in scores if score is not None]
         y = np.array([row for row, _ in known]) + (i - (len(arms) - 1) / 2) * height
-        value, low, high = (np.array([score[key] for _, score in known]) for key in ("value", "low", "high"))
+        value, low, high = np.array([(score.value, score.low, score.high) for _, score in known]).reshape(-1, 3).T
         color = STYLES.get(arm, OTHER_STYLE)["color"]
-        title = metrics["arms"][arm]["title"]
+        title = metrics.arms[arm].title
         ax.barh(y, value - 0.5, height, left=0.5, color=color, ec="black", lw=0.3, label=title)
         ax.hlines(y, low, high, color="white", lw=2.4)  # an outline, for the part that lies on the bar
         ax.hlines(y, low, high, color="black", lw=0.9)
     ax.axvline(0.5, color="black", lw=0.8)
-    names = [f"{f['name']}{' (rare)' if f['rare'] else ''}  {f['test']:.0f}" for f in findings]
+    names = [f"{f.name}{' (rare)' if f.rare else ''}  {f.test:.0f}" for f in findings]
     ax.set_yticks(range(len(findings)), names, fontsize=8.5)
     for row, finding in enumerate(findings):
-        if finding["rare"]:
+        if finding.rare:
             ax.axhspan(row - 0.5, row + 0.5, color="0.94", zorder=0)
     ax.set(ylim=(len(findings) - 0.4, -0.6), xlabel="AUC", title="finding, positive test images")
     ax.title.set(fontsize=9, ha="right", position=(0, 1))
@@ -300,16 +292,15 @@ def training_curves(results: Sequence[Result], arms: Sequence[str]) -> Figure:
 ABLATIONS = {"dof": "degrees of freedom ν", "batch_size": "batch size", "n_components": "number of components N"}
 
 
-def ablation_plot(metrics: dict[str, Any], config: Mapping[str, Any]) -> Figure:
+def ablation_plot(metrics: Metrics, config: Mapping[str, Any]) -> Figure:
     """Macro AUC of the CXR-CML arm as one setting changes; the middle setting is the configuration's."""
     series = {field: points for field in ABLATIONS if len(points := ablation_points(metrics, config, field)) > 1}
     figure = Figure(figsize=(3.4 * len(series), 3.4), layout="constrained")
     for ax, (field, points) in zip(figure.subplots(1, len(series), sharey=True, squeeze=False)[0], series.items()):
         for group, style, shift in (("total", "o-", -0.08), ("base", "s--", 0.0), ("rare", "^:", 0.08)):
-            scores = [metrics["arms"][arm]["auc"][group] for _, arm in points]
-            known = [(i, s) for i, s in enumerate(scores) if s["value"] is not None]
-            x = np.array([i for i, _ in known]) + shift
-            value, low, high = (np.array([s[k] for _, s in known], dtype=np.float64) for k in ("value", "low", "high"))
+            scores = [metrics.arms[arm].auc[group] for _, arm in points]
+            x = np.arange(len(scores)) + shift
+            value, low, high = np.array([(score.value, score.low, score.high) for score in scores]).T
             color = {"total": "#111111", "base": "#6fa8dc", "rare": "#c46d1b"}[group]
             ax.vlines(x, low, high, color=color, lw=1.2)
             ax.plot(x, value, style, color=color, ms=5, lw=1.2, label=GROUP_TITLES[group])
@@ -323,10 +314,10 @@ def ablation_plot(metrics: dict[str, Any], config: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def ablation_points(metrics: dict[str, Any], config: Mapping[str, Any], field: str) -> list[tuple[float, str]]:
+def ablation_points(metrics: Metrics, config: Mapping[str, Any], field: str) -> list[tuple[float, str]]:
     """(setting, arm) of the arms that vary one setting of CXR-CML, and of CXR-CML itself, in order of the setting."""
-    varied = [(getattr(ARMS[arm], field), arm) for arm in ABLATION if arm in metrics["arms"]]
+    varied = [(getattr(ARMS[arm], field), arm) for arm in ABLATION if arm in metrics.arms]
     points = [(float(value), arm) for value, arm in varied if value is not None]
-    if points and "cxr-cml" in metrics["arms"] and config.get(field) is not None:
+    if points and "cxr-cml" in metrics.arms and config.get(field) is not None:
         points.append((float(config[field]), "cxr-cml"))
     return sorted(points)

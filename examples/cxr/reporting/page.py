@@ -15,13 +15,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 from matplotlib.figure import Figure
 
 from cxr.reporting import figures
-from cxr.reporting.evaluation import GROUPS, KEY_PAIRS, PAPER, PAPER_ROWS
+from cxr.reporting.evaluation import KEY_PAIRS
+from cxr.reporting.metrics import GROUPS, Metrics, ScoreDifference, plain
+from cxr.reporting.paper import PAPER, PAPER_ROWS
 from cxr.reporting.results import Result
 from cxr.training.arms import ABLATION, ARMS, MAIN, VARIANTS
 
@@ -53,7 +55,7 @@ class Plate:
 
 def write_report(
     output: Path,
-    metrics: dict[str, Any],
+    metrics: Metrics,
     results: Sequence[Result],
     *,
     config: Mapping[str, Any],
@@ -92,7 +94,10 @@ def write_report(
     if sample_images is not None:
         pictures["sample-images"] = sample_images.read_bytes()
     page = render(run, metrics, plates, pictures)
-    _write(output / "metrics.json", json.dumps({"run": run, **metrics, "paper": PAPER}, indent=1, default=str).encode())
+    _write(
+        output / "metrics.json",
+        json.dumps({"run": run, **plain(metrics), "paper": PAPER}, indent=1, default=str).encode(),
+    )
     for name, picture in pictures.items():
         _write(output / "figures" / f"{name}.png", picture)
     _write(output / "report.html", page.encode())
@@ -138,11 +143,11 @@ def versions() -> dict[str, str]:
 # ------------------------------------------------------------------ figures
 
 
-def make_plates(metrics: dict[str, Any], results: Sequence[Result], config: Mapping[str, Any]) -> list[Plate]:
+def make_plates(metrics: Metrics, results: Sequence[Result], config: Mapping[str, Any]) -> list[Plate]:
     """The figures that the results allow, in the page's order."""
-    arms = list(metrics["arms"])
+    arms = list(metrics.arms)
     main = [arm for arm in arms if arm in MAIN] or arms
-    reference = metrics["reference"]
+    reference = metrics.reference
     plates = [
         Plate(
             "scores",
@@ -153,8 +158,8 @@ def make_plates(metrics: dict[str, Any], results: Sequence[Result], config: Mapp
         )
     ]
     compared = [arm for arm in arms if arm in MAIN or arm in VARIANTS]
-    if any(c["a"] in compared and c["b"] == reference for c in metrics["comparisons"]):
-        title = metrics["arms"][reference]["title"]
+    if reference is not None and any(c.a in compared and c.b == reference for c in metrics.comparisons):
+        title = metrics.arms[reference].title
         plates.append(
             Plate(
                 "differences",
@@ -237,7 +242,7 @@ def _plates_of_one_run(results: Sequence[Result]) -> list[Plate]:
 # ------------------------------------------------------------------ page
 
 
-def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate], pictures: Mapping[str, bytes]) -> str:
+def render(run: dict[str, Any], metrics: Metrics, plates: Sequence[Plate], pictures: Mapping[str, bytes]) -> str:
     """The page as text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
@@ -254,7 +259,8 @@ def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate]
         "span": span,
         "quantity": quantity,
     }
-    arms = metrics["arms"]
+    environment.tests["known"] = known
+    arms = metrics.arms
     return environment.get_template("report.html.jinja").render(
         run=run,
         metrics=metrics,
@@ -265,12 +271,12 @@ def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate]
         main=[arm for arm in arms if arm not in VARIANTS and arm not in ABLATION],
         variants=[arm for arm in arms if arm in VARIANTS],
         ablation=ablation_rows(metrics, run["config"]),
-        comparisons={(c["a"], c["b"]): c for c in metrics["comparisons"]},
-        costs=[arm for arm in arms if arms[arm]["cost"]],
+        comparisons={(c.a, c.b): c for c in metrics.comparisons},
+        costs=[arm for arm in arms if arms[arm].cost],
         answers=answers(metrics),
-        key_pairs=[(c["a"], c["b"]) for c in metrics["comparisons"] if (c["a"], c["b"]) in KEY_PAIRS],
+        key_pairs=[(c.a, c.b) for c in metrics.comparisons if (c.a, c.b) in KEY_PAIRS],
         finding_counts=finding_counts(metrics),
-        incomplete=[arm for arm in arms if arms[arm]["n_runs"] < len(metrics["runs"])],
+        incomplete=[arm for arm in arms if arms[arm].n_runs < len(metrics.runs)],
         simulated=run["simulated"],
         plates={plate.name: plate for plate in plates},
         pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
@@ -279,18 +285,18 @@ def render(run: dict[str, Any], metrics: dict[str, Any], plates: Sequence[Plate]
     )
 
 
-def answers(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def answers(metrics: Metrics) -> list[dict[str, Any]]:
     """What a reader wants to know, each question with the differences that answer it, rare findings first."""
-    found = {(c["a"], c["b"]): c["auc"] for c in metrics["comparisons"]}
+    found = {(c.a, c.b): c.auc for c in metrics.comparisons}
     return [
         {
             "question": question,
-            "a": metrics["arms"][pair[0]]["title"],
-            "b": metrics["arms"][pair[1]]["title"],
+            "a": metrics.arms[pair[0]].title,
+            "b": metrics.arms[pair[1]].title,
             "lines": [
-                {"group": group, "difference": found[pair][group], "reading": reading(found[pair][group])}
+                {"group": group, "difference": difference, "reading": reading(difference)}
                 for group in ("rare", "total")
-                if found[pair][group] is not None
+                if (difference := found[pair][group]) is not None
             ],
         }
         for pair, question in QUESTIONS.items()
@@ -298,25 +304,25 @@ def answers(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def reading(difference: dict[str, Any]) -> str:
+def reading(difference: ScoreDifference) -> str:
     """A difference in words: shown only when p is below 0.05 and the interval excludes zero."""
-    low, high, p = (difference["verdict"][name] for name in ("low", "high", "p"))
-    if None in (low, high, p) or p >= 0.05 or low <= 0 <= high:
+    verdict = difference.verdict
+    if not verdict.p < 0.05 or verdict.low <= 0 <= verdict.high:
         return "no difference shown"
-    return "a gain" if low > 0 else "a loss"
+    return "a gain" if verdict.low > 0 else "a loss"
 
 
-def method(difference: dict[str, Any]) -> str:
+def method(difference: ScoreDifference) -> str:
     """The test behind a verdict, in words."""
-    test = difference["verdict"]["test"]
-    return TESTS[test].format(n=difference[test].get("n"))
+    test = difference.verdict.test
+    return TESTS[test].format(n=getattr(difference.tested(test), "n", None))
 
 
-def wins(difference: dict[str, Any]) -> str:
+def wins(difference: ScoreDifference) -> str:
     """In how many seeds and folds a was better than b; empty for a single run."""
     by_seed: dict[int, list[float]] = {}
-    for run in difference["runs"]:
-        by_seed.setdefault(run["seed"], []).append(run["value"])
+    for run in difference.runs:
+        by_seed.setdefault(run.seed, []).append(run.value)
     seeds = [sum(folds) / len(folds) for folds in by_seed.values()]
     runs = [value for folds in by_seed.values() for value in folds]
     texts = []
@@ -327,23 +333,23 @@ def wins(difference: dict[str, Any]) -> str:
     return ", ".join(texts)
 
 
-def finding_counts(metrics: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
+def finding_counts(metrics: Metrics) -> dict[tuple[str, str], dict[str, float]]:
     """For the key pairs: single findings with a gain or a loss at p < 0.05, and how many chance alone would give."""
     counts = {}
-    for comparison in metrics["comparisons"]:
-        if comparison["classes"] is not None:
-            tested = [d for d in comparison["classes"].values() if d is not None and d["p"] is not None]
-            sure = [d for d in tested if d["p"] < 0.05]
-            counts[comparison["a"], comparison["b"]] = {
+    for comparison in metrics.comparisons:
+        if comparison.classes is not None:
+            tested = [d for d in comparison.classes.values() if d is not None and not math.isnan(d.p)]
+            sure = [d for d in tested if d.p < 0.05]
+            counts[comparison.a, comparison.b] = {
                 "tested": len(tested),
-                "gains": sum(d["value"] > 0 for d in sure),
-                "losses": sum(d["value"] < 0 for d in sure),
+                "gains": sum(d.value > 0 for d in sure),
+                "losses": sum(d.value < 0 for d in sure),
                 "chance": 0.05 * len(tested),
             }
     return counts
 
 
-def ablation_rows(metrics: dict[str, Any], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+def ablation_rows(metrics: Metrics, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of Table 3: what is set to what, the arm, and the paper's numbers for it."""
     names = {"dof": "ν = {}", "batch_size": "batch size {}", "n_components": "N = {}"}
     rows = []
@@ -358,14 +364,19 @@ def ablation_rows(metrics: dict[str, Any], config: Mapping[str, Any]) -> list[di
 # ------------------------------------------------------------------ numbers as text
 
 
+def known(value: float | None) -> TypeGuard[float]:
+    """Whether there is such a number."""
+    return value is not None and math.isfinite(value)
+
+
 def auc(value: float | None) -> str:
     """0.7154 → "0.715"."""
-    return "–" if value is None else f"{value:.3f}"
+    return f"{value:.3f}" if known(value) else "–"
 
 
 def points(value: float | None) -> str:
     """A difference of 0.0123 in AUC → "+1.2", with a minus sign that is one."""
-    if value is None:
+    if not known(value):
         return "–"
     rounded = round(100 * value, 1) + 0.0  # which turns −0.0 into 0.0
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
@@ -373,14 +384,14 @@ def points(value: float | None) -> str:
 
 def p_value(value: float | None) -> str:
     """0.0123 → "p = 0.012"."""
-    if value is None:
+    if not known(value):
         return "no p-value"
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
 
 
 def count(value: float | None) -> str:
     """12345.6 → "12,346"."""
-    return "–" if value is None else f"{value:,.0f}"
+    return f"{value:,.0f}" if known(value) else "–"
 
 
 def span(values: Iterable[float]) -> str:
