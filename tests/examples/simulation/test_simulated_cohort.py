@@ -292,7 +292,7 @@ def test_a_killed_run_leaves_nothing_that_is_trusted(tmp_path: Path):
         "from pathlib import Path; from cxr.simulation.writing import simulate_cohort;"
         f"simulate_cohort(Path({str(root)!r}), n_images=100_000, image_size=16, workers=1, progress=False)"
     )
-    examples = str(Path(__file__).parents[2] / "examples")
+    examples = str(Path(__file__).parents[3] / "examples")
     run = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": examples})
     try:
         deadline = time.monotonic() + 60
