@@ -31,7 +31,7 @@ def example(tmp_path):
 def run(example, *flags):
     """The report of a tiny experiment."""
     output = example.parent / "run"
-    tiny = "--simulated-images 60 --epochs 1 --image-size 32 --batch-size 16 --n-components 3 --pretrain-epochs 1"
+    tiny = "--epochs 1 --image-size 32 --batch-size 16 --n-components 3"
     done = subprocess.run(
         [sys.executable, STUB, example / "cxr_cml.py", "--output", output, *tiny.split(), *flags],
         capture_output=True, text=True, check=False, cwd=ROOT,
@@ -42,17 +42,10 @@ def run(example, *flags):
 
 
 @pytest.mark.slow
-def test_an_arm_is_one_file_and_so_is_a_clip_model(example):
+def test_an_arm_a_clip_model_and_a_data_set_are_one_file_each(example, tmp_path):
     for name, block in zip(("gentle", "centre"), blocks("arm.md")):
         (example / f"cxr/training/arms/{name}.py").write_text(block)
     (example / "cxr/clip/bag_of_words.py").write_text(blocks("clip-adapter.md")[0])
-    page = run(example, "--model", "bag-of-words", "--arms", "start", "gentle", "centre")
-    assert "CXR-CML, a tenth of the triplets" in page
-    assert "CXR-CML with cluster centres" in page
-
-
-@pytest.mark.slow
-def test_a_data_set_is_one_file(example, tmp_path):
     (example / "cxr/data/nih.py").write_text(blocks("data-set.md")[0])
     rng, images = np.random.default_rng(0), tmp_path / "images"
     images.mkdir()
@@ -62,18 +55,8 @@ def test_a_data_set_is_one_file(example, tmp_path):
     found = rng.choice(["No Finding", "Mass", "Mass|Edema", "Edema", "Effusion"], 60)
     table = {"Image Index": names, "Finding Labels": found, "Patient ID": np.arange(60), "View Position": "PA"}
     pd.DataFrame(table).to_csv(tmp_path / "table.csv", index=False)
-    flags = [
-        "--model",
-        "small-conv",
-        "--device",
-        "cpu",
-        "--data-set",
-        "nih",
-        "--data-root",
-        images,
-        "--labels",
-        tmp_path / "table.csv",
-        "--rare-below",
-        "20",
-    ]
-    assert "Effusion" in run(example, *flags, "--arms", "start", "meta")
+    flags = "--model bag-of-words --arms start gentle centre --device cpu --data-set nih --rare-below 20".split()
+    page = run(example, *flags, "--data-root", images, "--labels", tmp_path / "table.csv")
+    assert "CXR-CML, a tenth of the triplets" in page
+    assert "CXR-CML with cluster centres" in page
+    assert "Effusion" in page

@@ -36,6 +36,7 @@ MEAN_STUDIES, SECOND_VIEW = 2.6, 0.3  # per patient (geometric), and the chance 
 VIEW_NAMES = {"AP": "antero-posterior", "PA": "postero-anterior"}
 MAX_STUDIES = 20
 PATIENTS_PER_TASK = 16
+IMAGES_PER_PROCESS = 500  # which take about as long as a process takes to start
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def simulate_cohort(
         tail: exponent on the rare labels' prevalences, see `prevalence.prevalences`. 1 gives the real ones; at the
             default the rarest of the 40 findings is on about 47 of 6,000 images.
         seed: of everything.
-        workers: number of processes; by default one per core.
+        workers: number of processes; by default one per core, and fewer where there is little to draw.
         progress: show a progress bar.
 
     Returns:
@@ -102,7 +103,7 @@ def simulate_cohort(
     tasks = list(_tasks(partial, settings))
     rows: list[dict[str, Any]] = []
     with tqdm(total=n_images, desc="simulating radiographs", unit="image", disable=not progress) as bar:
-        for done in _run(tasks, workers or os.cpu_count() or 1):
+        for done in _run(tasks, workers or min(os.cpu_count() or 1, 1 + n_images // IMAGES_PER_PROCESS)):
             rows += done
             bar.update(len(done))
     _write_tables(partial, rows, image_size)

@@ -20,7 +20,7 @@ from cxr.reporting.figures import (
     neighbour_agreement,
 )
 from cxr.reporting.metrics import ScoreDifference, Verdict, plain
-from cxr.reporting.page import points, reading, span, write_report
+from cxr.reporting.page import points, reading, render, span, write_report
 from cxr.reporting.results import Result
 from cxr.reporting.statistics import Difference
 from cxr.training.arms import ABLATION, MAIN, VARIANTS
@@ -236,9 +236,18 @@ def test_a_gain_is_said_only_where_interval_and_p_agree(low, high, p, said):
 
 
 @pytest.mark.parametrize(("quality", "said"), [(3.0, "a gain"), (-3.0, "a loss")])
-def test_the_answer_follows_the_numbers(tmp_path, quality, said):
+def test_the_answer_follows_the_numbers(quality, said):
     results = [simulated_result("meta", quality=0.0), simulated_result("cxr-cml", quality=quality)]
-    text = visible(written(tmp_path, results)[0])
+    run = {
+        "simulated": True,
+        "same_as_paper": False,
+        "data_set": "",
+        "commit": "",
+        "date": "",
+        "versions": {},
+        "config": {},
+    }
+    text = visible(render(run, evaluate(results, rare=RARE, n_resamples=60), [], {}))
     answer = text.split("(the paper's claim)")[1].split("A point is")[0]
     assert answer.count(said) == 2
     assert "a single run" in answer
