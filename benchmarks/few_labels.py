@@ -1,4 +1,4 @@
-"""Do cluster losses help when few labels are known? scikit-learn's digits, made long-tailed; paired seeds.
+"""Do cluster losses help when few labels are known? Long-tailed images, paired seeds.
 
 An encoder learns by SimCLR from all images and by a supervised contrastive loss from the few labelled ones (the base).
 Each arm adds one loss on clusters. Reported is the accuracy of the nearest labelled image on a balanced test set, minus
@@ -6,98 +6,41 @@ that of the base from the same split, weights and batches, with 95 % t-intervals
 rarest classes. The last columns are minus the same loss on the nearest centroid's labels instead.
 
     python -m benchmarks.few_labels --labels 1 2 5 --seeds 8
+    python -m benchmarks.few_labels --data cifar10-lt --path cifar10-lt.zip --labels 25 --seeds 8
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from pytorch_metric_learning.losses import SupConLoss, TripletMarginLoss
 from scipy import stats
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.long_tailed import DATA_SETS, N_CLASSES, N_RARE, DataSet, Split
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterLoss, ClusterTripletLoss, CoMembershipLoss, SemiHardMiner
 
-N_CLASSES, N_RARE = 10, 5
-LARGEST, SMALLEST, TEST_IMAGES = 110, 5, 65
-WIDTH, BATCH = 32, 128
+BATCH = 128
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (n, 1, 8, 8) and labels (n,) to train on and to test with, and the indices of the labelled ones."""
-
-    x: Tensor
-    y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-    labelled: Tensor
-
-    @property
-    def known(self) -> Tensor:
-        """The labels (n,) of the training images, −1 where unknown."""
-        known = torch.full_like(self.y, -1)
-        known[self.labelled] = self.y[self.labelled]
-        return known
-
-
-def split(seed: int, n_labelled: int) -> Split:
-    """Long-tailed training images, `n_labelled` of each class with labels, and 64 or 65 test images of each class."""
-    digits = load_digits()
-    x = torch.from_numpy(digits.images).float()[:, None] / 16
-    y = torch.from_numpy(digits.target)
-    generator = torch.Generator().manual_seed(seed)
-    sizes = np.geomspace(LARGEST, SMALLEST, N_CLASSES).round().astype(int)
-    train, test, labelled = [], [], []
-    for label, size in enumerate(sizes.tolist()):
-        rows = (y == label).nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        labelled.append(sum(map(len, train)) + torch.arange(n_labelled))
-        train.append(rows[:size])
-        test.append(rows[LARGEST : LARGEST + TEST_IMAGES])
-    index, test_index = torch.cat(train), torch.cat(test)
-    return Split(x[index], y[index], x[test_index], y[test_index], torch.cat(labelled))
-
-
-def encoder(seed: int) -> nn.Module:
-    """Two convolutions and two linear layers."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, WIDTH),
-    )  # fmt: skip
-
-
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images shifted by up to a pixel, brightened or darkened, and noisy."""
-    shift = torch.randint(0, 3, (2, len(x)), generator=generator)
-    padded, pixels = nn.functional.pad(x[:, 0], (1, 1, 1, 1)), torch.arange(8)
-    rows, columns = shift[0][:, None, None] + pixels[:, None], shift[1][:, None, None] + pixels
-    moved = padded[torch.arange(len(x))[:, None, None], rows, columns][:, None]
-    brightness = 0.7 + 0.6 * torch.rand(len(x), 1, 1, 1, generator=generator)
-    return moved * brightness + 0.1 * torch.randn(x.shape, generator=generator)
-
 
 AddedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From embeddings (B, d), known labels (B,) with −1, and true labels (B,), which only a control may look at."""
 
 
-def tied() -> StudentTMixture:
+def tied(d: int, **settings: object) -> StudentTMixture:
     """A component for each class, one scale matrix for all, means held near the labelled rows."""
-    return StudentTMixture(N_CLASSES, WIDTH, covariance_type="tied", anchor_rows=100, generator=0)
+    return StudentTMixture(N_CLASSES, d, covariance_type="tied", anchor_rows=100, generator=0, **settings)
 
 
 def on_clusters(loss: ClusterLoss, weight: float = 1.0) -> AddedLoss:
@@ -118,9 +61,9 @@ def on_true_labels(loss: ClusterLoss, weight: float = 1.0) -> AddedLoss:
 class NearestCentroid:
     """A loss whose labels are the nearest mean of the labelled rows among the last thousand."""
 
-    def __init__(self, loss: nn.Module, weight: float = 1.0) -> None:
+    def __init__(self, d: int, loss: nn.Module, weight: float = 1.0) -> None:
         self.loss, self.weight, self.miner = loss, weight, SemiHardMiner(0.1)
-        self.rows, self.known = torch.empty(0, WIDTH), torch.empty(0, dtype=torch.long)
+        self.rows, self.known = torch.empty(0, d), torch.empty(0, dtype=torch.long)
 
     def __call__(self, x: Tensor, known: Tensor, _: Tensor) -> Tensor:
         """The loss."""
@@ -131,8 +74,9 @@ class NearestCentroid:
         centroids = torch.stack([self.rows[self.known == label].mean(0) for label in range(N_CLASSES)])
         if isinstance(self.loss, CoMembershipLoss):
             distance = torch.cdist(units, centroids).square()
-            spread = torch.cdist(self.rows, centroids).square().min(1).values.mean() / WIDTH
-            soft = (-distance / (2 * spread) / (WIDTH / 8)).softmax(1)
+            d = x.shape[1]
+            spread = torch.cdist(self.rows, centroids).square().min(1).values.mean() / d
+            soft = (-distance / (2 * spread) / (d / 8)).softmax(1)
             p = torch.where((known >= 0)[:, None], nn.functional.one_hot(known.clamp(min=0), N_CLASSES), soft)
             return self.weight * self.loss.reducer(self.loss.soft_terms(x, p, x, p, apart=False), x, known)
         labels = torch.where(known >= 0, known, torch.cdist(units, centroids).argmin(1))
@@ -140,43 +84,42 @@ class NearestCentroid:
         return self.weight * self.loss(x, labels, tuples)
 
 
-def triplets(**settings: object) -> ClusterTripletLoss:
+def triplets(d: int, **settings: object) -> ClusterTripletLoss:
     """The triplet loss on a tied mixture."""
-    return ClusterTripletLoss(tied(), **{"margin": 0.1, **settings})
+    return ClusterTripletLoss(tied(d), **{"margin": 0.1, **settings})
 
 
-def soft(mixture: StudentTMixture | None = None, **settings: object) -> ClusterLoss:
+def soft(d: int, mixture: StudentTMixture | None = None, **settings: object) -> ClusterLoss:
     """The loss by co-membership, on a tied mixture."""
-    return ClusterLoss(mixture or tied(), CoMembershipLoss(), **settings)
+    return ClusterLoss(mixture or tied(d), CoMembershipLoss(), **settings)
 
 
-ARMS: dict[str, Callable[[], AddedLoss]] = {
-    "triplets": lambda: on_clusters(triplets()),
-    "triplets, weight 4": lambda: on_clusters(triplets(), 4),
-    "triplets, all defaults": lambda: on_clusters(ClusterTripletLoss(n_components=N_CLASSES, embedding_size=WIDTH)),
-    "co-membership": lambda: on_clusters(soft()),
-    "co-membership, weight 2": lambda: on_clusters(soft(), 2),
-    "co-membership, weight 4": lambda: on_clusters(soft(), 4),
-    "co-membership, all defaults": lambda: on_clusters(
-        ClusterLoss(loss=CoMembershipLoss(), n_components=N_CLASSES, embedding_size=WIDTH)
-    ),
-    "co-membership, Gaussian": lambda: on_clusters(
-        soft(StudentTMixture(N_CLASSES, WIDTH, covariance_type="tied", anchor_rows=100, dof=float("inf"), generator=0))
-    ),
-    "SupCon on hard labels": lambda: on_clusters(ClusterLoss(tied(), SupConLoss(0.2))),
-    "no labels known: triplets, K = 20": lambda: without_labels(
-        ClusterTripletLoss(n_components=20, embedding_size=WIDTH)
-    ),
-    "no labels known: co-membership, K = 20": lambda: without_labels(
-        ClusterLoss(loss=CoMembershipLoss(), n_components=20, embedding_size=WIDTH)
-    ),
-    "control: nearest centroid, triplets": lambda: NearestCentroid(TripletMarginLoss(0.1)),
-    "control: nearest centroid, co-membership": lambda: NearestCentroid(CoMembershipLoss()),
-    "control: nearest centroid, co-membership, weight 2": lambda: NearestCentroid(CoMembershipLoss(), 2),
-    "control: shuffled, triplets": lambda: on_clusters(triplets(shuffle=True)),
-    "control: shuffled, co-membership": lambda: on_clusters(soft(shuffle=True)),
-    "all labels true: triplets": lambda: on_true_labels(triplets()),
-    "all labels true: co-membership": lambda: on_true_labels(soft()),
+def by_default(loss: nn.Module | None, d: int, n_components: int = N_CLASSES) -> ClusterLoss:
+    """A loss as it is made in one line."""
+    if loss is None:
+        return ClusterTripletLoss(n_components=n_components, embedding_size=d)
+    return ClusterLoss(loss=loss, n_components=n_components, embedding_size=d)
+
+
+ARMS: dict[str, Callable[[int], AddedLoss]] = {
+    "triplets": lambda d: on_clusters(triplets(d)),
+    "triplets, weight 4": lambda d: on_clusters(triplets(d), 4),
+    "triplets, all defaults": lambda d: on_clusters(by_default(None, d)),
+    "co-membership": lambda d: on_clusters(soft(d)),
+    "co-membership, weight 2": lambda d: on_clusters(soft(d), 2),
+    "co-membership, weight 4": lambda d: on_clusters(soft(d), 4),
+    "co-membership, all defaults": lambda d: on_clusters(by_default(CoMembershipLoss(), d)),
+    "co-membership, Gaussian": lambda d: on_clusters(soft(d, tied(d, dof=float("inf")))),
+    "SupCon on hard labels": lambda d: on_clusters(ClusterLoss(tied(d), SupConLoss(0.2))),
+    "no labels known: triplets, K = 20": lambda d: without_labels(by_default(None, d, 20)),
+    "no labels known: co-membership, K = 20": lambda d: without_labels(by_default(CoMembershipLoss(), d, 20)),
+    "control: nearest centroid, triplets": lambda d: NearestCentroid(d, TripletMarginLoss(0.1)),
+    "control: nearest centroid, co-membership": lambda d: NearestCentroid(d, CoMembershipLoss()),
+    "control: nearest centroid, co-membership, weight 2": lambda d: NearestCentroid(d, CoMembershipLoss(), 2),
+    "control: shuffled, triplets": lambda d: on_clusters(triplets(d, shuffle=True)),
+    "control: shuffled, co-membership": lambda d: on_clusters(soft(d, shuffle=True)),
+    "all labels true: triplets": lambda d: on_true_labels(triplets(d)),
+    "all labels true: co-membership": lambda d: on_true_labels(soft(d)),
 }
 
 
@@ -190,42 +133,72 @@ CENTROIDS = {
 }
 
 
-def train(data: Split, seed: int, added: AddedLoss | None, steps: int) -> nn.Module:
-    """An encoder after SimCLR and a supervised contrastive loss, with or without an added loss."""
-    network, generator = encoder(seed), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    contrastive, supervised, known = SupConLoss(0.2), SupConLoss(0.2), data.known
-    pairs = torch.arange(BATCH).repeat(2)  # as labels, they make it SimCLR's loss
-    for _ in range(steps):
+class Training:
+    """An encoder that learns by SimCLR and a supervised contrastive loss, and from some step on by an added loss, too.
+
+    A copy goes on from where the original is, with the same batches to come.
+    """
+
+    def __init__(self, kind: DataSet, data: Split, seed: int) -> None:
+        self.kind, self.data, self.known = kind, data, data.known
+        self.network, self.generator = kind.encoder(seed), torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3)
+        self.contrastive = SupConLoss(0.2)
+
+    def copy(self) -> Training:
+        """Another one in the same state."""
+        other = Training(self.kind, self.data, 0)
+        other.network.load_state_dict(self.network.state_dict())
+        other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        other.generator.set_state(self.generator.get_state())
+        return other
+
+    def run(self, steps: int, added: AddedLoss | None = None) -> Training:
+        """Train for some steps."""
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            self.loss(added).backward()
+            self.optimizer.step()
+        return self
+
+    def loss(self, added: AddedLoss | None) -> Tensor:
+        """Of the next batch: two views of some images, two of some labelled ones."""
+        data, generator = self.data, self.generator
         rows = torch.randint(len(data.x), (BATCH,), generator=generator)
-        one, two = (network(augmented(data.x[rows], generator)) for _ in range(2))
-        few = network(augmented(data.x[data.labelled].repeat(2, 1, 1, 1), generator))
-        loss = contrastive(torch.cat([one, two]), pairs) + supervised(few, data.y[data.labelled].repeat(2))
+        one, two = (self.network(self.kind.augmented(data.x[rows], generator)) for _ in range(2))
+        chosen = data.labelled
+        if self.kind.labelled_batch < len(chosen) and self.kind.labelled_batch:
+            chosen = chosen[torch.randperm(len(chosen), generator=generator)[: self.kind.labelled_batch]]
+        few = self.network(self.kind.augmented(data.x[chosen].repeat(2, 1, 1, 1), generator))
+        labels = data.y[chosen].repeat(2)
+        pairs = torch.arange(BATCH).repeat(2)  # as labels, they make it SimCLR's loss
+        loss = self.contrastive(torch.cat([one, two]), pairs) + self.contrastive(few, labels)
         if added is not None:
-            mixed, labels = torch.cat([one, few]), torch.cat([data.y[rows], data.y[data.labelled].repeat(2)])
-            loss = loss + added(mixed, torch.cat([known[rows], labels[BATCH:]]), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return network
+            mixed, known = torch.cat([one, few]), torch.cat([self.known[rows], labels])
+            loss = loss + added(mixed, known, torch.cat([data.y[rows], labels]))
+        return loss
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, data: Split) -> tuple[float, float]:
     """Of the nearest labelled image, in percent: of all classes and of the rare ones."""
+    network.eval()
     references, queries = (nn.functional.normalize(network(x), dim=1) for x in (data.x[data.labelled], data.test_x))
     correct = data.y[data.labelled][(queries @ references.T).argmax(1)] == data.test_y
     rare = data.test_y >= N_CLASSES - N_RARE
     return 100 * float(correct.double().mean()), 100 * float(correct[rare].double().mean())
 
 
-def scores(seed: int, n_labelled: int, arms: list[str], steps: int) -> dict[str, tuple[float, float]]:
-    """The accuracies of the base and of all arms from one seed."""
+def scores(seed: int, n_labelled: int, arms: list[str], name: str, path: Path | None, steps: int | None):
+    """The accuracies of the base and of all arms from one seed: {arm: (all classes, rare classes)}."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)  # of components that were started anew
-    data = split(seed, n_labelled)
-    added = {"base": None, **{name: ARMS[name]() for name in arms}}
-    return {name: accuracy(train(data, seed, loss, steps), data) for name, loss in added.items()}
+    kind = DATA_SETS[name]
+    data = kind.split(seed, n_labelled, path)
+    shared = Training(kind, data, seed).run(kind.shared_steps if steps is None else 0)
+    added = {"base": None, **{arm: ARMS[arm](kind.width) for arm in arms}}
+    steps = kind.steps if steps is None else steps
+    return {arm: accuracy(shared.copy().run(steps, loss).network, data) for arm, loss in added.items()}
 
 
 def interval(values: np.ndarray) -> str:
@@ -235,41 +208,47 @@ def interval(values: np.ndarray) -> str:
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}] {int((values > 0).sum())}/{n}"
 
 
+def table(runs: list[dict[str, tuple[float, float]]], arms: list[str]) -> list[str]:
+    """Lines of Markdown: the gain of each arm over the base, and over the same loss on the centroid's labels."""
+    base = np.array([run["base"] for run in runs])
+    gains = {arm: np.array([run[arm] for run in runs]) - base for arm in arms}
+    lines = [
+        f"Base: {base[:, 0].mean():.1f} for all classes, {base[:, 1].mean():.1f} for the rare ones.",
+        "",
+        "| arm | all classes | rare classes | all, minus centroid | rare, minus centroid |",
+        "|---|---|---|---|---|",
+    ]
+    for arm, gain in gains.items():
+        control = gains.get(CENTROIDS.get(arm, ""))
+        columns = [*gain.T, *([] if control is None else (gain - control).T)]
+        lines.append(" | ".join([f"| {arm}", *map(interval, columns), *["|"] * (control is None), ""]).rstrip())
+    return [*lines, ""]
+
+
 def main() -> None:
     """Run all arms and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=list(DATA_SETS), default="digits")
+    parser.add_argument("--path", type=Path, help="the zip file of data that are no part of scikit-learn")
     parser.add_argument("--labels", type=int, nargs="+", default=[1, 2, 5], help="labelled images of each class")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, help="of each arm, without any that all arms share, for a try")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--output", type=Path, default=HERE / "FEW_LABELS.md")
-    arguments = parser.parse_args()
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    lines = []
-    for m in arguments.labels:
-        with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-            runs = pool.map(scores, seeds, *([value] * len(seeds) for value in (m, arguments.arms, arguments.steps)))
-            table = list(tqdm(runs, total=len(seeds), desc=f"{m} labels a class"))
-        base = np.array([row["base"] for row in table])
-        lines += [f"## {m} labelled image{'s' * (m > 1)} of each class", ""]
-        lines += [f"Base: {base[:, 0].mean():.1f} for all classes, {base[:, 1].mean():.1f} for the rare ones.", ""]
-        lines += [
-            "| arm | all classes | rare classes | all, minus centroid | rare, minus centroid |",
-            "|---|---|---|---|---|",
-        ]
-        gains = {name: np.array([row[name] for row in table]) - base for name in arguments.arms}
-        for name, gain in gains.items():
-            control = gains.get(CENTROIDS.get(name, ""))
-            columns = [*gain.T, *([] if control is None else (gain - control).T)]
-            lines.append(" | ".join([f"| {name}", *map(interval, columns), *["|"] * (control is None), ""]).rstrip())
-        lines.append("")
-    heading = ["# Few labels on long-tailed digits", "", __doc__.split("\n\n")[1], ""]
-    run = f"{len(seeds)} seeds from {seeds[0]}, {arguments.steps} steps, torch {torch.__version__}."
-    text = "\n".join([*heading, run, "", *lines])
-    arguments.output.write_text(text)
-    print(text)
+    asked = parser.parse_args()
+    seeds, kind = range(asked.first_seed, asked.first_seed + asked.seeds), DATA_SETS[asked.data]
+    lines = [f"# Few labels: {kind.title}, long-tailed", "", __doc__.split("\n\n")[1], ""]
+    steps = f"{kind.shared_steps} shared steps and {kind.steps}" if asked.steps is None else str(asked.steps)
+    lines += [f"{len(seeds)} seeds from {seeds[0]}, {steps} steps of each arm, torch {torch.__version__}.", ""]
+    for m in asked.labels:
+        run = partial(scores, n_labelled=m, arms=asked.arms, name=asked.data, path=asked.path, steps=asked.steps)
+        with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
+            runs = list(tqdm(pool.map(run, seeds), total=len(seeds), desc=f"{m} labels a class"))
+        lines += [f"## {m} labelled image{'s' * (m > 1)} of each class", "", *table(runs, asked.arms)]
+        asked.output.write_text("\n".join(lines))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.few_labels import BATCH, WIDTH, Split, augmented, encoder, split
+from benchmarks.few_labels import BATCH
+from benchmarks.long_tailed import DATA_SETS, Split, augmented_digits, digits_encoder, split_digits
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterTripletLoss
 from tmixture.losses.health import perplexity
 
 STEPS, FIRST, EVERY = 300, 28, 14
+WIDTH = DATA_SETS["digits"].width
 HERE = Path(__file__).parent
 
 
@@ -91,8 +93,8 @@ def purity(labels: Tensor, classes: Tensor) -> float:
 
 def watch(setting: Setting, seed: int) -> dict[str, list[tuple[float, float]]]:
     """Of each way, the ratio of perplexities and the purity at each moment."""
-    data, generator = split(seed, 1), torch.Generator().manual_seed(seed)
-    network = _with_batch_norm(encoder(seed)) if setting.batch_norm else encoder(seed)
+    data, generator = split_digits(seed, 1), torch.Generator().manual_seed(seed)
+    network = _with_batch_norm(digits_encoder(seed)) if setting.batch_norm else digits_encoder(seed)
     name, rate = setting.optimizer.split()
     optimizer = getattr(torch.optim, name)(network.parameters(), lr=float(rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -103,7 +105,7 @@ def watch(setting: Setting, seed: int) -> dict[str, list[tuple[float, float]]]:
     seen: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     for step in range(STEPS):
         rows = torch.randint(len(data.x), (BATCH,), generator=generator)
-        one, two = (network(augmented(data.x[rows], generator)) for _ in range(2))
+        one, two = (network(augmented_digits(data.x[rows], generator)) for _ in range(2))
         optimizer.zero_grad()
         contrastive(torch.cat([one, two]), pairs).backward()
         optimizer.step()
@@ -127,7 +129,7 @@ def _look(
     generator: torch.Generator,
 ) -> None:
     rows = torch.randint(len(data.x), (1024,), generator=generator)
-    features = nn.functional.normalize(network(augmented(data.x[rows], generator)) @ turn, dim=1)
+    features = nn.functional.normalize(network(augmented_digits(data.x[rows], generator)) @ turn, dim=1)
     for way, watcher in watchers.items():
         mixture = watcher.mixture  # type: ignore[attr-defined]
         fresh = StudentTMixture(mixture.n_components, WIDTH, generator=1).fit(features).predict(features)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from benchmarks import candidates, choices, compare, few_labels, measure, out_of_core, starts, throughput
+from benchmarks import candidates, choices, compare, few_labels, long_tailed, measure, out_of_core, starts, throughput
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -114,7 +114,7 @@ def test_few_labels_are_compared_with_their_controls(tmp_path, monkeypatch):
 
 
 def test_the_split_is_long_tailed_and_its_labels_are_few():
-    data = few_labels.split(3, 2)
+    data = long_tailed.split_digits(3, 2)
     assert data.y.bincount().tolist()[0] == 110
     assert data.y.bincount().tolist()[-1] == 5
     assert (data.known >= 0).sum() == 20
@@ -127,11 +127,11 @@ def test_every_arm_gives_a_gradient(name):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 10
     known = torch.where(torch.arange(60) < 20, labels, -1)
-    centres = 0.5 * torch.randn(10, few_labels.WIDTH, generator=generator)
-    added = few_labels.ARMS[name]()
+    centres = 0.5 * torch.randn(10, 32, generator=generator)
+    added = few_labels.ARMS[name](32)
     total = 0.0
     for _ in range(22):
-        x = (centres[labels] + torch.randn(60, few_labels.WIDTH, generator=generator)).requires_grad_()
+        x = (centres[labels] + torch.randn(60, 32, generator=generator)).requires_grad_()
         added(x, known, labels).backward()
         total += float(x.grad.abs().sum())
     assert total > 0

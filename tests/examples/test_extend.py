@@ -55,8 +55,8 @@ def test_an_arm_a_clip_model_and_a_data_set_are_one_file_each(example, tmp_path)
     found = rng.choice(["No Finding", "Mass", "Mass|Edema", "Edema", "Effusion"], 60)
     table = {"Image Index": names, "Finding Labels": found, "Patient ID": np.arange(60), "View Position": "PA"}
     pd.DataFrame(table).to_csv(tmp_path / "table.csv", index=False)
-    flags = "--model bag-of-words --arms start gentle centre --device cpu --data-set nih --rare-below 20".split()
-    page = run(example, *flags, "--data-root", images, "--labels", tmp_path / "table.csv")
+    flags = "--model bag-of-words --arms start gentle centre --device cpu --data-set nih --rare-below 20"
+    page = run(example, *flags.split(), "--data-root", images, "--labels", tmp_path / "table.csv")
     assert "CXR-CML, a tenth of the triplets" in page
     assert "CXR-CML with cluster centres" in page
     assert "Effusion" in page
