@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Union
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Union
 
 import numpy as np
 import torch
@@ -351,3 +352,30 @@ def _check_responsibilities(responsibilities: Any, n_components: int) -> Tensor:
     if not ((given >= 0) & given.isfinite()).all():
         raise ValueError("responsibilities must be finite and not negative")
     return given
+
+
+class InChunks(Protocol):
+    """What can ask a question of data of any size."""
+
+    def in_chunks(self, question: Callable[[Tensor], Any], data: Data) -> Any:
+        """The answers for all rows."""
+
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+Model = TypeVar("Model", bound=InChunks)
+
+
+def of_any_size(
+    question: Callable[Concatenate[Model, Tensor, P], Answer],
+) -> Callable[Concatenate[Model, Data, P], Answer]:
+    """Let a question about rows in a tensor also take whatever `fit` takes: one chunk at a time, without gradients."""
+
+    @functools.wraps(question)
+    def asked(self: Model, x: Data, *args: P.args, **settings: P.kwargs) -> Answer:
+        if isinstance(x, Tensor):
+            return question(self, x, *args, **settings)
+        answer: Answer = self.in_chunks(lambda rows: question(self, rows, *args, **settings), x)
+        return answer
+
+    return asked

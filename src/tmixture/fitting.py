@@ -55,6 +55,11 @@ class Fit:
     disagreement: float | None = None
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is a step."""
+        return self.last is not None
+
+    @property
     def merit(self) -> tuple[int, float]:
         """What the best of several runs has most of: sound components first, and then the objective."""
         return -len(self.degenerate), self.history[-1]
@@ -70,6 +75,11 @@ class Fit:
         self.last = step
         self.history.append(step.objective)
         self.reseeded.extend(step.reseeded)
+
+
+def best(fits: list[Fit]) -> Fit:
+    """The best of those that have begun."""
+    return max((fit for fit in fits if fit.has_begun), key=lambda fit: fit.merit)
 
 
 def run(

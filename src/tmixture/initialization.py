@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -151,61 +151,6 @@ def rows_to_start_from(
             f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
         )
     return without_stray_rows(sample, n_components)
-
-
-@dataclass(frozen=True)
-class KnownRows:
-    """What the rows say whose class is known.
-
-    Attributes:
-        means: (K, d), of the rows that may only belong to some components, in equal shares; zero where there are none.
-        rows: (K,), how many they are.
-    """
-
-    means: Tensor
-    rows: Tensor
-
-    @classmethod
-    def of(cls, chunks: Chunks, *, shared: bool) -> KnownRows | None:
-        """One pass over the data, in all processes that share it; None if nothing is known."""
-        sums = exact(torch.zeros(chunks.n_components, chunks.n_features, device=chunks.device))
-        weight = sums.new_zeros(2, chunks.n_components)
-        for chunk in chunks:
-            if chunk.allowed is None:
-                continue
-            share = exact(chunk.allowed & ~chunk.allowed.all(1, keepdim=True))
-            share = share / share.sum(1, keepdim=True).clamp(min=1)
-            weighted = share if chunk.weight is None else share * exact(chunk.weight)[:, None]
-            sums += weighted.T @ exact(chunk.x)
-            weight += torch.stack([weighted.sum(0), share.sum(0)])
-        if shared:
-            distributed.sum_in_place([sums, weight])
-        if not weight.any():
-            return None
-        return cls(sums / weight[0].clamp(min=1e-30)[:, None], weight[1])
-
-    @property
-    def alone(self) -> Tensor:
-        """Mask (K,) of the components that are the only one of their class."""
-        known = self.rows > 0
-        same = (self.means[:, None] == self.means).all(2) & known & known[:, None]
-        return known & (same.sum(1) == 1)
-
-    def centres(self, sample: Sample, variance: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Centres (K, d) to start from: the means of the classes, and rows far from them for all other components.
-
-        Several components of one class start beside its mean, in random directions.
-        """
-        known, centres = self.rows > 0, self.means.clone()
-        several = known & ~self.alone
-        noise = torch.randn(int(several.sum()), centres.shape[1], generator=generator, dtype=torch.float64)
-        centres[several] += noise.to(centres) * variance.sqrt().to(centres) / 2
-        if not known.all():
-            found = kmeans_plus_plus(
-                sample.x, sample.weight, int((~known).sum()), generator, known=centres[known].to(sample.x)
-            )
-            centres[~known] = found.to(centres)
-        return centres
 
 
 def start(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +13,7 @@ from typing_extensions import Self
 
 from tmixture import candidates, diagnostics, em, files, fitting, initialization, sampling, streaming, validation
 from tmixture.chunks import Chunks, Data, check_stream_weights, unit_of
-from tmixture.distributed import sum_in_place
+from tmixture.known import KnownRows, anchored
 from tmixture.model import MixtureModel
 from tmixture.notices import each_once
 from tmixture.numerics import accumulation_dtype, exact
@@ -225,17 +223,16 @@ class StudentTMixture(MixtureModel):
                     chunks, self.n_components, self.means.dtype, generator, shared=self.distributed
                 )
                 variance = sampling.variances(sample)
-                known = self._known_rows(chunks)
-                rules = self._anchored(self._rules(variance), known)
-                goes_on = self.warm_start and bool(self.fitted)
+                known = KnownRows.of(chunks, shared=self.has_company)
+                rules = self._rules(variance, known)
+                is_given = given or isinstance(self.init, Tensor) or (self.warm_start and bool(self.fitted))
                 try:
-                    for _ in range(1 if goes_on or given or isinstance(self.init, Tensor) else self.n_init):
-                        start = self._start(sample, given, rules, variance, generator, known)
-                        fits = [*fits, fitting.Fit()]
+                    for _ in range(1 if is_given else self.n_init):
+                        fits.append(fitting.Fit())
                         fitting.run(
                             fits[-1],
                             chunks,
-                            start,
+                            self._start(sample, given, rules, variance, generator, known),
                             rules,
                             dtype=self.means.dtype,
                             max_iter=self.max_iter,
@@ -244,11 +241,10 @@ class StudentTMixture(MixtureModel):
                             generator=generator,
                             verbose=self.verbose,
                         )
-                        fits = [max(fits, key=lambda fit: fit.merit)]
+                        fits = [fitting.best(fits)]
                 except KeyboardInterrupt:
-                    begun = [fit for fit in fits if fit.last is not None]
-                    if begun and not self.has_company:
-                        self._conclude(max(begun, key=lambda fit: fit.merit), rules, chunks)
+                    if any(fit.has_begun for fit in fits) and not self.has_company:
+                        self._conclude(fitting.best(fits), rules, chunks)
                     raise
             self._conclude(fits[0], rules, chunks)
             diagnostics.warn_about(fits[0], rules, self.means.dtype, tol=self.tol, max_iter=self.max_iter)
@@ -408,32 +404,12 @@ class StudentTMixture(MixtureModel):
         size = candidates.rows_per_chunk(self.n_components * (self.rank or 1), self.n_features)
         return self.chunks(data, sample_weight, size=size, in_order=True)
 
-    def _rules(self, variance: Tensor) -> em.Rules:
-        """How to fit data of these variances (d,)."""
+    def _rules(self, variance: Tensor, known: KnownRows | None = None) -> em.Rules:
+        """How to fit data of these variances (d,), some rows of which are known."""
         variance = fitting.positive(variance)
-        regularization = fitting.regularization(self.reg_covar, variance)
-        return em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, regularization, variance, self.distributed)
-
-    def _known_rows(self, chunks: Chunks) -> initialization.KnownRows | None:
-        """What is known of the classes of rows; of several processes any may have labels."""
-        labelled = torch.tensor([float(chunks.labels is not None)], device=self.means.device)
-        if self.has_company:
-            sum_in_place([labelled])
-        if not labelled:
-            return None
-        return initialization.KnownRows.of(chunks, shared=self.has_company)
-
-    def _anchored(self, rules: em.Rules, known: initialization.KnownRows | None) -> em.Rules:
-        """The rules with what the means are held at, and which components have rows of their own."""
-        means, rows = torch.zeros_like(self.means), torch.zeros_like(self.means[:, 0])
-        if isinstance(self.init, Tensor):
-            means, rows = self.init.to(means), torch.full_like(rows, self.anchor_rows)
-        if known is not None:
-            means = torch.where((known.rows > 0)[:, None], known.means.to(means), means)
-            rows = torch.where(known.rows > 0, known.alone * self.anchor_rows, rows)
-        kept = (rows > 0) if known is None else (rows > 0) | (known.rows > 0)
-        anchors = em.Anchors(exact(means), exact(rows)) if rows.any() else None
-        return replace(rules, anchors=anchors, kept=kept.cpu() if kept.any() else None)
+        credit = fitting.regularization(self.reg_covar, variance)
+        rules = em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, credit, variance, self.distributed)
+        return anchored(rules, self.init, self.anchor_rows, known, self.means)
 
     def _start(
         self,
@@ -442,7 +418,7 @@ class StudentTMixture(MixtureModel):
         rules: em.Rules,
         variance: Tensor,
         generator: torch.Generator | None,
-        known: initialization.KnownRows | None = None,
+        known: KnownRows | None = None,
     ) -> Parameters:
         """The parameters that EM starts from, in the dtype of statistics; see `initialization.start`."""
         dtype = accumulation_dtype(self.means.device)
@@ -481,7 +457,7 @@ class StudentTMixture(MixtureModel):
             known,
             self.snapshot().to(accumulation_dtype(self.means.device)),
             batch,
-            self._anchored(self._rules(known.variance), None),
+            self._rules(known.variance),
             self.step_size,
             self.means.dtype,
             sampling.as_generator(self.generator),
@@ -492,19 +468,12 @@ class StudentTMixture(MixtureModel):
     def _begun_stream(self, batch: Chunks) -> streaming.Update:
         """What the rows of a batch make of a stream that is not under way, with those that waited for them."""
         generator, dtype = sampling.as_generator(self.generator), self.means.dtype
-        sample = sampling.draw_sample(batch, sys.maxsize, dtype, generator, shared=self.distributed)
-        if sample.rows == 0:
-            return streaming.Update()
-        sample = sample.times(batch.weight_unit)
-        if self.running.waiting is not None:
-            sample = self.running.waiting.followed_by(sample)
-        if sample.rows < self.n_components:
+        sample = streaming.waiting_with(self.running.waiting, batch, dtype, generator, shared=self.distributed)
+        if sample is None or sample.rows < self.n_components:
             return streaming.Update(sample)
         unit = unit_of(sample.weight)
         sample = sample.times(1 / unit)
         variance = sampling.variances(sample)
-        rules = streaming.shrinking(
-            self._anchored(self._rules(variance), None), self.snapshot().scale, self.n_features, variance
-        )
+        rules = streaming.shrinking(self._rules(variance), self.snapshot().scale, self.n_features, variance)
         start = self._start(sample, None, rules, variance, generator)
         return streaming.warm_up(sample, unit, start, rules, dtype, self.tol, generator)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from typing_extensions import Self
 
 from tmixture import distributed as communication
 from tmixture import validation
-from tmixture.chunks import Chunks, Data, fitting_chunk_size
+from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
 from tmixture.criteria import information_criteria
 from tmixture.density import Density, working_density
 from tmixture.parameters import Parameters
@@ -23,24 +22,6 @@ from tmixture.precision import exact_arithmetic, full_precision
 from tmixture.sampling import as_generator
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.trainable import train_by_gradients
-
-P = ParamSpec("P")
-Answer = TypeVar("Answer")
-Model = TypeVar("Model", bound="MixtureModel")
-
-
-def of_any_size(
-    question: Callable[Concatenate[Model, Tensor, P], Answer],
-) -> Callable[Concatenate[Model, Data, P], Answer]:
-    """Let a question about rows in a tensor also take whatever `fit` takes: one chunk at a time, without gradients."""
-
-    @functools.wraps(question)
-    def asked(self: Model, x: Data, *args: P.args, **settings: P.kwargs) -> Answer:
-        if isinstance(x, Tensor):
-            return question(self, x, *args, **settings)
-        return self.in_chunks(lambda rows: question(self, rows, *args, **settings), x)
-
-    return asked
 
 
 class MixtureModel(nn.Module):

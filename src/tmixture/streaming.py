@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from tmixture import em, reseeding
 from tmixture.chunks import Chunk, Chunks
 from tmixture.initialization import prior_rows
 from tmixture.parameters import Parameters
-from tmixture.sampling import Sample
+from tmixture.sampling import Sample, draw_sample
 from tmixture.scales import Scale
 from tmixture.statistics import SufficientStatistics
 from tmixture.step_sizes import StepSize, rate_of
@@ -87,6 +88,17 @@ def shrinking(rules: em.Rules, scale: Scale, n_features: int, variance: Tensor) 
     """The rules for components that have few rows as yet."""
     credit = prior_rows(scale, n_features)
     return replace(rules, prior_rows=credit, prior_variance=variance, own_rows=WARMUP_ROWS)
+
+
+def waiting_with(
+    waiting: Sample | None, batch: Chunks, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
+) -> Sample | None:
+    """All rows that wait for the beginning of a stream, those of a batch in all processes included."""
+    sample = draw_sample(batch, sys.maxsize, dtype, generator, shared=shared)
+    if sample.rows == 0:
+        return None
+    sample = sample.times(batch.weight_unit)
+    return sample if waiting is None else waiting.followed_by(sample)
 
 
 def warm_up(
