@@ -23,7 +23,7 @@ demo: $(DEMO_VENV)/.installed
 test: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
-# What there is time for between two changes.
+# What there is time for between two changes: no long experiments, and none in processes of their own.
 quick: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 

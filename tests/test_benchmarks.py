@@ -7,7 +7,7 @@ import pytest
 import torch
 from benchmarks import candidates, choices, compare, few_labels, long_tailed, measure, out_of_core, starts, throughput
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def test_the_comparison_writes_its_tables(tmp_path, monkeypatch):

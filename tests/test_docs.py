@@ -34,6 +34,7 @@ def commands(page):
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
 def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     code = blocks(page, "python")

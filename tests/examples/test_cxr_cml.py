@@ -11,6 +11,8 @@ import cxr_cml
 from cxr.reporting.results import Result, load_results
 from cxr.training.arms import ARMS
 
+pytestmark = pytest.mark.slow
+
 TINY = cxr_cml.Config(
     simulated_images=160,
     simulated_tail=0.2,

@@ -121,6 +121,7 @@ def test_metric_learning_trainer(run, capsys):
     assert_clusters_are_used(lines[-1])
 
 
+@pytest.mark.slow
 def test_cluster_folder(tmp_path):
     """With `tmixture` and `python` on the path, as an installation puts them there."""
     commands = tmp_path / "bin"

@@ -11,6 +11,8 @@ import torch
 
 from tmixture import StudentTMixture
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "torchrun_fit.py"
 
 

@@ -148,6 +148,7 @@ def test_more_iterations_go_on_from_those_that_were_done(folder, capsys):
     assert (np.diff(second.history_) > -1e-6).all()
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_fit_ends_as_if_nothing_had_been(folder):
     path, _ = fit_in(folder, "--max-iter", 60, "--tol", 0)
     expected = StudentTMixture.load(path)
@@ -483,6 +484,7 @@ def test_help_shows_the_defaults_that_there_are(capsys):
     assert capsys.readouterr().out == f"tmixture {__version__}\n"
 
 
+@pytest.mark.slow
 def test_as_a_program(folder):
     """Exit status and streams, and no traceback."""
     program = [sys.executable, "-m", "tmixture"]

@@ -13,6 +13,8 @@ from tmixture import StudentTMixture
 
 from . import process
 
+pytestmark = pytest.mark.slow
+
 
 def run(task, folder):
     """The return codes of both processes, once they have ended, and what they wrote on stderr."""

@@ -147,6 +147,7 @@ def save_for_ever(path):
             mixture.save(path)
 
 
+@pytest.mark.slow
 def test_a_killed_write_leaves_a_whole_file(tmp_path):
     path = tmp_path / "mixture.safetensors"
     process = multiprocessing.get_context("spawn").Process(target=save_for_ever, args=(path,), daemon=True)

@@ -18,11 +18,13 @@ def worker():
     worker.close()
 
 
+@pytest.mark.slow
 @given(case=cases())
 def test_a_fit_answers_or_refuses(worker, case):
     assert worker.ask(fault, case) is None
 
 
+@pytest.mark.slow
 def test_the_end_of_a_process_is_noticed(worker):
     assert worker.ask(os._exit, 1) == "the end of the interpreter"
     assert worker.ask(str, "still here") == "still here"

@@ -183,6 +183,7 @@ class Labelled(Dataset):
         return self.mixture.predict(self.x[index : index + 1])[0]
 
 
+@pytest.mark.slow
 def test_workers_of_a_loader_get_it():
     x = blobs(n=64)
     mixture = StudentTMixture(3, 3, generator=0).fit(x)
@@ -335,6 +336,7 @@ def test_every_kind_of_data_gives_the_same_fit(tmp_path):
             raise AssertionError(f"from {name}: {error}") from error
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data(tmp_path):
     """Peak resident memory of a fit, with one and with eight times as many rows on disk."""
     script = """

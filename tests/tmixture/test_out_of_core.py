@@ -11,6 +11,8 @@ import torch
 
 from tmixture import StudentTMixture
 
+pytestmark = pytest.mark.slow
+
 ROWS, FEATURES = 262_144, 64  # 64 MB of float32
 ENVIRONMENT = {
     **os.environ,

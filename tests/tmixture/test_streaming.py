@@ -58,6 +58,7 @@ def assert_same_state(one, other):
 # ---------------------------------------------------------------- where a stream ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "dof", "order"),
     in_turn([*STRUCTURES, "diag"], [4.0, math.inf, math.inf], ["shuffled", "sorted"]),
@@ -81,6 +82,7 @@ def test_small_batches_end_where_full_batch_em_does(structure, dof, order):
         assert streamed.score(x) == pytest.approx(full.score(x), abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["shuffled", "sorted"])
 def test_batches_smaller_than_the_number_of_components(order):
     # With heavy tails a component that waits in a sorted stream may take the outliers of other clusters for its own.
@@ -100,6 +102,7 @@ def test_batches_smaller_than_the_number_of_components(order):
     assert torch.equal(streamed.predict(x), full.predict(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn_dof", ["shared", "component"])
 def test_the_degrees_of_freedom_are_learned_too(learn_dof):
     x, _, centres = clusters(3000, K=2, d=4, dof=3.0, distance=20.0)
@@ -142,6 +145,7 @@ def test_without_forgetting_the_statistics_are_cumulative_averages(structure, si
     torch.testing.assert_close(mixture.scales, whole.scales, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_constant_step_follows_a_drift():
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
@@ -340,6 +344,7 @@ def test_a_component_that_died_is_started_anew():
     assert mixture.score(x) == pytest.approx(two.score(x), abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("structure", "dof"), in_turn(STRUCTURES, [4.0, math.inf]))
 @pytest.mark.filterwarnings("ignore:the scale matrix:RuntimeWarning")
 def test_degenerate_streams_stay_finite(structure, dof):

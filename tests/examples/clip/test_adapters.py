@@ -75,6 +75,7 @@ def images(model, n=2, channels=3):
     return torch.randn(n, channels, model.image_size, model.image_size, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fixture", "image_size", "embedding_size"),
     [("huggingface_vit", 224, 512), ("open_clip_vit", 224, 512), ("siglip", 32, 24)],
@@ -155,6 +156,7 @@ def test_transformers_4_returns_the_tensor_itself(request, fixture, monkeypatch)
         torch.testing.assert_close((model.encode_image(images(model)), model.encode_text(tokens)), expected)
 
 
+@pytest.mark.slow
 def test_openai_state_dicts_give_the_same_embeddings_in_both_libraries(open_clip_vit, huggingface_vit, tmp_path):
     state = open_clip_vit.model.state_dict()
     torch.save(state, tmp_path / "chexzero.pt")
@@ -175,6 +177,7 @@ def test_openai_state_dicts_give_the_same_embeddings_in_both_libraries(open_clip
     assert sum(x.numel() for x in huggingface_from_openai(state).values()) == sum(x.numel() for x in state.values())
 
 
+@pytest.mark.slow
 def test_chexzero_checkpoint_by_name(open_clip_vit, tmp_path):
     """As OpenAI's originals: sizes among the weights, half precision, here below DataParallel and a training script."""
     weights = {f"module.{key}": value.half() for key, value in open_clip_vit.model.state_dict().items()}

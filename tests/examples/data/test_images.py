@@ -214,6 +214,7 @@ def test_ctrl_c_keeps_what_is_done(root, table, tmp_path, monkeypatch, decoded):
     np.testing.assert_array_equal(store[np.arange(10)], [decode(root / path, 32) for path in table["path"]])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(root, table, tmp_path, decoded):
     table.to_csv(tmp_path / "table.csv")
     script = f"""

@@ -228,6 +228,7 @@ def test_layout_is_that_of_mimic_cxr_jpg_and_cxr_lt(cohort: Path):
     assert 3 < len(labels) / labels["subject_id"].nunique() < 6
 
 
+@pytest.mark.slow
 def test_same_bytes_with_one_and_two_processes(tmp_path: Path):
     one = small_cohort(tmp_path / "one", n_images=80, image_size=16, workers=1)
     two = small_cohort(tmp_path / "two", n_images=80, image_size=16, workers=2)
@@ -285,6 +286,7 @@ def test_settings_out_of_range_name_the_argument_and_write_nothing(tmp_path: Pat
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_run_leaves_nothing_that_is_trusted(tmp_path: Path):
     root = tmp_path / "cohort"

@@ -9,6 +9,8 @@ import torch
 
 from . import process
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = [(0, 2), (1, 2), (0, 1)]
 
 

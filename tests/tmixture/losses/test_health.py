@@ -43,6 +43,7 @@ def moving(step, n, seed):
     return normalize(3 * cone + min(1.0, 0.02 + step / 60) * 3 * rows - min(1.0, step / 60) * 3 * cone, dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_components", [8, 20])
 def test_clusters_live_while_embeddings_move(n_components):
     """As diverse as those of a fresh fit to the same rows, to 80 %."""

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 from tmixture.losses import ClusterTripletLoss
 
@@ -18,6 +20,7 @@ def run(code, folder, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_losses_module_of_ones_own_stays_ones_own(tmp_path):
     """The folder of a script comes first on the path, so that a losses.py beside it is what `losses` means there."""
     (tmp_path / "losses.py").write_text("def focal_loss(): ...\n")
@@ -35,6 +38,7 @@ def test_the_short_name_gives_the_same_objects():
     assert all(getattr(losses, name) is getattr(tmixture.losses, name) for name in losses.__all__)
 
 
+@pytest.mark.slow
 def test_the_mixture_alone_does_not_need_metric_learning(tmp_path):
     code = "import sys; sys.modules['pytorch_metric_learning'] = None; import tmixture; print(tmixture.__version__)"
     assert run(code, tmp_path, "-c")
