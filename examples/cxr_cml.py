@@ -84,8 +84,8 @@ class Config:
     """Images per step."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
-    learning_rate: float = 3e-4
-    """Of AdamW, for every arm."""
+    learning_rate: float | None = 3e-4
+    """Of AdamW, for every arm; None is the paper's 1e-6 where there are weights to start from, and 3e-4 elsewhere."""
     patience: int = 4
     """Epochs without a lower validation loss before the learning rate falls to a tenth."""
     augment: bool = True
@@ -104,7 +104,7 @@ class Config:
     prompts: Literal["chexzero", "ensemble"] = "ensemble"
     """Zero-shot prompts: the mean of four wordings each of "x" and "no x", or as in CheXzero these two alone."""
     rare_below: int | None = None
-    """Findings with fewer positives are rare; None takes the paper's twelve."""
+    """Findings with fewer positives are rare; None takes the paper's twelve, or the rarest 30 % where it knows none."""
     simulated_images: int = 4000
     """Size of the simulated cohort."""
     simulated_tail: float = 0.45
@@ -124,13 +124,15 @@ PAPER_CONFIG = Config(
     duplicates="share",
     epochs=10,
     pretrain_epochs=0,
-    learning_rate=1e-6,
+    learning_rate=None,
     patience=2,
     augment=False,
     prompts="chexzero",
 )
 PRETRAINING = Arm("Pretraining on reports")
 PRETRAINING_RATE = 1e-3
+FINE_TUNING_RATE, SCRATCH_RATE = 1e-6, 3e-4
+RARE_SHARE = 0.3  # of the findings, where none of the paper's twelve is among them: its own share
 
 
 def main(config: Config) -> None:
@@ -149,7 +151,7 @@ def main(config: Config) -> None:
 def report(cohort: Cohort, config: Config) -> None:
     """Evaluate all results in the output folder, and write the page."""
     results = load_results(config.output)
-    rare = {name for name, r in zip(cohort.label_names, rare_findings(cohort, below=config.rare_below)) if r}
+    rare, rule = rare_names(cohort, config.rare_below)
     metrics = evaluate(results, rare=rare, seed=0, cohort=cohort)
     samples = None
     if config.data_root is None:
@@ -161,6 +163,7 @@ def report(cohort: Cohort, config: Config) -> None:
         results,
         config=describe(config),
         data_set=data_set,
+        rare_rule=rule,
         simulated=config.data_root is None,
         same_as_paper=config.data_root is not None and cohort.is_that_of_the_paper,
         sample_images=samples,
@@ -168,8 +171,26 @@ def report(cohort: Cohort, config: Config) -> None:
     logging.info("report: %s", page)
 
 
+def rare_names(cohort: Cohort, below: int | None) -> tuple[set[str], str]:
+    """The rare findings, and in words what makes them so."""
+    rule = f"fewer than {below:,} images" if below is not None else "the paper's twelve, as far as they are here"
+    if below is None and not rare_findings(cohort).any():
+        counts = np.sort(cohort.labels.sum(axis=0))
+        below = int(counts[int(RARE_SHARE * len(counts))])
+        rule = f"fewer than {below:,} images, as none of the paper's twelve is here"
+    return {name for name, is_rare in zip(cohort.label_names, rare_findings(cohort, below=below)) if is_rare}, rule
+
+
+def learning_rate(config: Config) -> float:
+    """The one that is given, or the one for weights that were trained elsewhere or for random ones."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    library = "hf" if Path(config.model).is_dir() else config.model.partition(":")[0]
+    return FINE_TUNING_RATE if config.init is not None or library in ("hf", "openai") else SCRATCH_RATE
+
+
 def checked(config: Config) -> Config:
-    """The configuration with the arms of the ablation written out; ends with a message where it cannot be run."""
+    """The configuration with all that follows from it written out; ends with a message where it cannot be run."""
     if (config.data_root is None) != (config.labels is None):
         raise SystemExit("--data-root and --labels belong together: give both, or neither for a simulated cohort")
     if config.data_set not in READERS:
@@ -180,6 +201,9 @@ def checked(config: Config) -> Config:
     for name in ("epochs", "batch_size", "accumulate", "n_components", "folds", "seeds", "simulated_images"):
         if getattr(config, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    if config.learning_rate is None:
+        config = replace(config, learning_rate=learning_rate(config))
+        logging.info("learning rate: %g, from whether there are weights to start from", config.learning_rate)
     if config.ablation:
         config = replace(config, arms=tuple(dict.fromkeys((*config.arms, *VARIANTS, *ABLATION))))
     return config
@@ -292,7 +316,7 @@ def make_trainer(
     schedule = Schedule(
         epochs=config.epochs,
         batch_size=arm.batch_size or config.batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=learning_rate(config),
         accumulate=config.accumulate,
         patience=config.patience,
         duplicates=config.duplicates,

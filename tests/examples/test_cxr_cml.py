@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,33 @@ def test_every_arm_is_trained_tested_and_reported(output):
     page = (output / "report.html").read_text()
     for name in TINY.arms:
         assert ARMS[name].title in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({"model": "small-conv"}, 3e-4),
+        ({"model": "open_clip:ViT-B-32-quickgelu"}, 3e-4),
+        ({"model": "open_clip:ViT-B-32-quickgelu", "init": "chexzero.pt"}, 1e-6),
+        ({"model": "hf:openai/clip-vit-base-patch32"}, 1e-6),
+        ({"model": "openai:ViT-B/32", "learning_rate": 2e-5}, 2e-5),
+    ],
+)
+def test_the_learning_rate_follows_from_the_weights_that_there_are(settings, rate):
+    """The paper's 1e-6 moves nothing that starts at random."""
+    assert cxr_cml.checked(replace(cxr_cml.PAPER_CONFIG, **settings)).learning_rate == rate
+
+
+def test_without_the_papers_rare_findings_the_rarest_are_rare():
+    names = ["Mass", "Edema", "gout", "Effusion"]
+    labels = np.arange(100)[:, None] < [50, 20, 3, 40]
+    cohort = SimpleNamespace(label_names=names, labels=labels)
+    assert cxr_cml.rare_names(cohort, None) == (
+        {"gout"}, "fewer than 20 images, as none of the paper's twelve is here",
+    )  # fmt: skip
+    assert cxr_cml.rare_names(cohort, 25)[0] == {"gout", "Edema"}
+    cohort.label_names = ["Hernia", "Fibrosis", *names[2:]]
+    assert cxr_cml.rare_names(cohort, None)[1].startswith("the paper's twelve")
 
 
 def trainer(output, arm):

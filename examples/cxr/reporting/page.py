@@ -60,6 +60,7 @@ def write_report(
     *,
     config: Mapping[str, Any],
     data_set: str,
+    rare_rule: str,
     simulated: bool = False,
     same_as_paper: bool = False,
     sample_images: Path | None = None,
@@ -72,6 +73,7 @@ def write_report(
         results: what `metrics` was made from.
         config: the settings, from `cxr.reporting.results.describe`.
         data_set: what the images are, in words.
+        rare_rule: what makes a finding rare, in words.
         simulated: whether they are no patients'.
         same_as_paper: the data are MIMIC-CXR-JPG with the CXR-LT 2024 labels; otherwise the paper's numbers are marked
             as those of another data set.
@@ -83,6 +85,7 @@ def write_report(
     run = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "data_set": data_set,
+        "rare_rule": rare_rule,
         "simulated": simulated,
         "same_as_paper": same_as_paper,
         "commit": commit(),
@@ -276,6 +279,7 @@ def render(run: dict[str, Any], metrics: Metrics, plates: Sequence[Plate], pictu
         answers=answers(metrics),
         key_pairs=[(c.a, c.b) for c in metrics.comparisons if (c.a, c.b) in KEY_PAIRS],
         finding_counts=finding_counts(metrics),
+        upside_down=upside_down(metrics),
         incomplete=[arm for arm in arms if arms[arm].n_runs < len(metrics.runs)],
         simulated=run["simulated"],
         plates={plate.name: plate for plate in plates},
@@ -347,6 +351,15 @@ def finding_counts(metrics: Metrics) -> dict[tuple[str, str], dict[str, float]]:
                 "chance": 0.05 * len(tested),
             }
     return counts
+
+
+def upside_down(metrics: Metrics) -> dict[str, list[str]]:
+    """The findings of each arm that it ranks the wrong way round: their interval lies below one half."""
+    wrong = {
+        arm: [name for name, score in values.classes.items() if score is not None and score.high < 0.5]
+        for arm, values in metrics.arms.items()
+    }
+    return {arm: names for arm, names in wrong.items() if names}
 
 
 def ablation_rows(metrics: Metrics, config: Mapping[str, Any]) -> list[dict[str, Any]]:

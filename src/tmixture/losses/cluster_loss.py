@@ -271,6 +271,7 @@ class ClusterLoss(BaseMetricLossFunction):
             terms = weigh_anchors(terms, self.weights(features, learn=learn))
         margin = getattr(self.loss, "margin", None)
         self._statistics = LossStatistics(
+            n_components=self.mixture.n_components,
             labels=own.labels if past is None else refs.labels,
             confidence=own.confidence,
             embeddings=embeddings.detach(),

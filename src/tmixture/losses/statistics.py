@@ -11,6 +11,7 @@ from tmixture.losses.health import effective_rank, mean_cosine, perplexity
 NAMES = (
     "tuples",
     "active_clusters",
+    "active_share",
     "perplexity",
     "confidence",
     "churn",
@@ -26,6 +27,7 @@ class LossStatistics:
     """Of one call. Tensors stay on their device until `read`, so that recording costs no synchronisation.
 
     Attributes:
+        n_components: K of the mixture.
         labels: (n,) pseudo-labels used, those of a memory included; None while the mixture warms up.
         confidence: (n,) responsibilities of the assigned components.
         embeddings: (n, d), of the call.
@@ -35,6 +37,7 @@ class LossStatistics:
         churn: share of points whose cluster changed when the mixture was last updated.
     """
 
+    n_components: int = 1
     labels: Tensor | None = None
     confidence: Tensor | None = None
     embeddings: Tensor | None = None
@@ -48,6 +51,8 @@ class LossStatistics:
 
         - `tuples`: as above.
         - `active_clusters`: number of clusters with a point.
+        - `active_share`: that number over the one that n points would find of K clusters of equal size,
+          K(1 − (1 − 1/K)ⁿ): near 1 with few points as with many.
         - `perplexity`: exp of the entropy of the cluster frequencies: the number of clusters of equal size that would
           be as diverse.
         - `confidence`: mean responsibility of the assigned components.
@@ -66,7 +71,9 @@ class LossStatistics:
             numbers["mean_cosine"] = float(mean_cosine(self.embeddings))
             numbers["effective_rank"] = float(effective_rank(self.embeddings))
         if self.labels is not None and self.confidence is not None and len(self.labels):
+            K, n = self.n_components, len(self.labels)
             numbers["active_clusters"] = float(len(self.labels.unique()))
+            numbers["active_share"] = numbers["active_clusters"] / (K * (1 - (1 - 1 / K) ** n))
             numbers["perplexity"] = float(perplexity(self.labels))
             numbers["confidence"] = float(self.confidence.double().mean())
         return numbers

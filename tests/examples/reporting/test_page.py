@@ -20,7 +20,7 @@ from cxr.reporting.figures import (
     neighbour_agreement,
 )
 from cxr.reporting.metrics import ScoreDifference, Verdict, plain
-from cxr.reporting.page import points, reading, render, span, write_report
+from cxr.reporting.page import points, reading, render, span, upside_down, write_report
 from cxr.reporting.results import Result
 from cxr.reporting.statistics import Difference
 from cxr.training.arms import ABLATION, MAIN, VARIANTS
@@ -63,7 +63,12 @@ def simulated_result(arm, seed=0, fold=0, quality=1.0):
 
 def written(tmp_path, results, **options):
     metrics = evaluate(results, rare=RARE, n_resamples=60)
-    options = {"config": CONFIG, "data_set": "simulated cohort of 80 images", "simulated": True} | options
+    options = {
+        "config": CONFIG,
+        "data_set": "simulated cohort of 80 images",
+        "rare_rule": "fewer than 9 images",
+        "simulated": True,
+    } | options
     path = write_report(tmp_path, metrics, results, **options)
     return path.read_text(encoding="utf-8"), metrics
 
@@ -242,6 +247,7 @@ def test_the_answer_follows_the_numbers(quality, said):
         "simulated": True,
         "same_as_paper": False,
         "data_set": "",
+        "rare_rule": "",
         "commit": "",
         "date": "",
         "versions": {},
@@ -251,6 +257,19 @@ def test_the_answer_follows_the_numbers(quality, said):
     answer = text.split("(the paper's claim)")[1].split("A point is")[0]
     assert answer.count(said) == 2
     assert "a single run" in answer
+
+
+def test_a_finding_that_is_ranked_the_wrong_way_round_is_marked(tmp_path):
+    result = simulated_result("meta")
+    result.probabilities[:, 0] = 1 - result.labels[:, 0]
+    page, metrics = written(tmp_path, [result])
+    assert upside_down(metrics) == {"meta": ["Pleural Effusion"]}
+    assert "ranks Pleural Effusion the wrong way round" in visible(page)
+    assert visible(page).count("↓") == 1
+
+
+def test_the_rule_of_rarity_is_said(tmp_path):
+    assert "of them 2 rare (fewer than 9 images)" in visible(written(tmp_path, [simulated_result("start")])[0])
 
 
 def test_numbers_as_text():
