@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from tmixture.chunks import chunk_size
-from tmixture.distributions import log_normalizer
 from tmixture.numerics import accumulation_dtype
 from tmixture.parameters import Parameters
-from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT
+from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT, FLOAT64_LIMIT
 from tmixture.scales.pairs import rows_of
 
 # The error of an expanded distance, in rounding errors of the terms that cancel in it, at most.
@@ -45,15 +44,11 @@ class Density:
         self.means = (parameters.means - self.origin).to(dtype)
         self.scale = parameters.scale.to(dtype)
         exact = accumulation_dtype(parameters.means.device)
-        self.constant = (log_normalizer(parameters.dof.to(exact), d) - parameters.scale.half_log_det(d)).to(dtype)
+        tails = parameters.tails
+        self.constant = (tails.normalizer - parameters.scale.half_log_det(d)).to(dtype)
         self.log_weights = parameters.weights.to(exact).log().to(dtype)
         self.dof = parameters.dof.to(dtype)
-        # One formula for both kinds of component, in few passes: in memory a pass costs as much as all its arithmetic.
-        # log T = constant + exponent·log(1 + δ/ν) + slope·δ, where 1/ν and the exponent are zero for ν = ∞.
-        gaussian = self.dof.isinf()
-        self.inverse_dof = self.dof.reciprocal()
-        self.exponent = torch.where(gaussian, 0.0, -(self.dof + d) / 2)
-        self.slope = torch.where(gaussian, -0.5, torch.zeros_like(self.dof))
+        self.inverse_dof, self.exponent, self.slope = (part.to(dtype) for part in tails[1:])
         self.n_features = d
         self.apart = torch.empty(0, dtype=torch.long, device=self.means.device)
         self._room: Tensor | None = None
@@ -156,8 +151,7 @@ class Density:
 
     def expanded_terms(self) -> Tensor:
         """The size (K,) of the terms that cancel in an expanded distance: δ of the origin."""
-        origin = self.scale.features(torch.zeros_like(self.origin)[None])
-        return self.mahalanobis(origin)[0]
+        return self.scale.expanded_terms(self.means).nan_to_num_(nan=torch.inf)
 
     def _add_part(self, part: int, rows: tuple[Tensor, ...], distances: Tensor, features: Tensor) -> None:
         """Add a part of the distances from each component to those (K, n) of the given rows, in place."""
@@ -237,7 +231,8 @@ def working_density(parameters: Parameters, dtype: torch.dtype, *, apart: bool =
         return Density(parameters, exact)
     density = Density(parameters, dtype)
     separation = density.expanded_terms() / parameters.n_features
-    near = separation <= (EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT)
+    limit = EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT
+    near = separation <= (FLOAT64_LIMIT if dtype == torch.float64 else limit)
     # The only wait for a GPU. NaN, of numbers that overflow in this dtype, is not near either.
     if near.all():
         return density

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -34,13 +35,19 @@ def solve_dof(constant: Tensor, bounds: tuple[float, float]) -> Tensor:
     Returns:
         ν, of the constant's shape.
     """
-    low, high = (constant.new_full((), bound / 2) for bound in bounds)
-    target = (-constant).clamp(-digamma_remainder(high), -digamma_remainder(low))
+    low, high = bounds[0] / 2, bounds[1] / 2
+    target = (-constant).clamp(_at(high), _at(low))
     x = (3 - target + ((target - 3).square() + 24 * target).sqrt()) / (12 * target)
     for _ in range(NEWTON_STEPS):
         excess = -digamma_remainder(x) - target
         x = (x / (1 - excess / trigamma_remainder(x))).clamp(low, high)
     return 2 * x
+
+
+@cache
+def _at(x: float) -> float:
+    """Log x − ψ(x)."""
+    return -float(digamma_remainder(torch.tensor(x, dtype=torch.float64)))
 
 
 def expected_log_correction(dof: Tensor, d: int) -> Tensor:

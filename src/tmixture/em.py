@@ -212,8 +212,9 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     old = parameters.scale.to(statistics.mass.dtype)
     n, w = statistics.responsibility, statistics.mass
     weight_per_row = statistics.weight / statistics.rows
-    own = (rules.own_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
-    weights = ((n + own) / (n + own).sum()).clamp(min=torch.finfo(torch.float32).tiny)
+    own = _credit(rules.own_rows, n, weight_per_row)
+    shares = n if own is None else n + own
+    weights = (shares / shares.sum()).clamp(min=torch.finfo(torch.float32).tiny)
     alive = (w > torch.finfo(w.dtype).tiny * 1e6) & (n > torch.finfo(n.dtype).tiny * 1e6)
     n, w = torch.where(alive, n, 1.0), torch.where(alive, w, 1.0)
 
@@ -228,16 +229,25 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     if rules.anchors:
         pull = rules.anchors.rows * weight_per_row * expansion
         means = means.lerp(rules.anchors.means, (pull / (w + pull))[:, None])
-    means = means.lerp(old_means, (own / (n + own))[:, None])
-    scatter, mass = statistics.about(old, means).scatter, w
+    if own is not None:
+        means = means.lerp(old_means, (own / (n + own))[:, None])
+    delta = statistics.reference - means
+    scatter, mass = old.translate(statistics.scatter, statistics.mass, statistics.first, delta), w
     if rules.anchors:
         scatter, mass = scatter + rules.anchors.scatter(parameters, means, pull), w + pull
-    prior = (rules.prior_rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row
-    denominator = torch.where(alive, n * expansion + prior, 1.0 if old.per_component else 0.0)
-    added = expansion[:, None] * credited + prior[:, None] * rules.prior_variance
+    denominator, added = n * expansion, expansion[:, None] * credited
+    prior = _credit(rules.prior_rows, n, weight_per_row)
+    if prior is not None:
+        denominator, added = denominator + prior, added + prior[:, None] * rules.prior_variance
+    denominator = torch.where(alive, denominator, 1.0 if old.per_component else 0.0)
     scale = old.estimate(scatter, mass, denominator, added, parameters.n_features).where(alive, old)
     dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
-    return Parameters(weights, means, scale, dof)
+    return parameters.followed_by(weights, means, scale, dof)
+
+
+def _credit(rows: float, n: Tensor, weight_per_row: Tensor) -> Tensor | None:
+    """What components (K,) of weight n are credited with, until they have five times so many rows of their own."""
+    return (rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row if rows else None
 
 
 def penalty(parameters: Parameters, rules: Rules, rows: float | Tensor) -> Tensor:

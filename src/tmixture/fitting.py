@@ -12,11 +12,15 @@ from tqdm.auto import tqdm
 from tmixture.candidates import TruncatedExpectation
 from tmixture.chunks import Chunks
 from tmixture.em import Rules, Step, iterate, on_host
+from tmixture.numerics import accumulation_dtype
 from tmixture.parameters import Parameters
 from tmixture.reseeding import degenerate_components
 
 # Regularization, relative to the variance of each feature.
 RELATIVE_REGULARIZATION = 1e-6
+# Below so many elements, those of the rows and of their responsibilities, arithmetic costs less than calling it, and
+# float64 spares the calls that float32 needs to be accurate.
+SMALL = 2**16
 # With reg_covar=0, what keeps a component of identical points finite.
 RELATIVE_FLOOR = 1e-12
 # Precisions must not overflow in float32.
@@ -34,6 +38,12 @@ def regularization(reg_covar: float | Literal["auto"], variance: Tensor) -> Tens
     if reg_covar == "auto":
         return (RELATIVE_REGULARIZATION * variance).clamp(min=LEAST_REGULARIZATION)
     return (RELATIVE_FLOOR * variance).clamp(min=max(reg_covar, LEAST_REGULARIZATION))
+
+
+def working_dtype(dtype: torch.dtype, chunks: Chunks, n_components: int) -> torch.dtype:
+    """That of the arithmetic on the chunks of data whose rows have been counted, for parameters of some dtype."""
+    is_small = chunks.rows is not None and chunks.rows * (chunks.n_features + n_components) <= SMALL
+    return accumulation_dtype(chunks.device) if is_small else dtype
 
 
 @dataclass

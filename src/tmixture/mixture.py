@@ -234,7 +234,7 @@ class StudentTMixture(MixtureModel):
                             chunks,
                             self._start(sample, given, rules, variance, generator, known),
                             rules,
-                            dtype=self.means.dtype,
+                            dtype=fitting.working_dtype(self.means.dtype, chunks, self.n_components),
                             max_iter=self.max_iter,
                             tol=self.tol,
                             max_candidates=self.max_candidates,

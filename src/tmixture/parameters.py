@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tmixture.distributions import log_normalizer
+from tmixture.numerics import exact
 from tmixture.scales import Scale
+
+
+class Tails(NamedTuple):
+    """What ν alone makes of the densities: log T = normalizer − ½·log|Σ| + exponent·log(1 + δ/ν) + slope·δ, all (K,).
+
+    One formula for both kinds of component, in few passes: in memory a pass costs as much as all its arithmetic. 1/ν
+    and the exponent are zero for ν = ∞, the slope for all others.
+    """
+
+    normalizer: Tensor
+    inverse_dof: Tensor
+    exponent: Tensor
+    slope: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,22 @@ class Parameters:
     def n_features(self) -> int:
         """D."""
         return self.means.shape[1]
+
+    @cached_property
+    def tails(self) -> Tails:
+        """What the degrees of freedom contribute to the densities, in the dtype of statistics."""
+        dof = exact(self.dof)
+        gaussian = dof.isinf()
+        exponent = torch.where(gaussian, 0.0, -(dof + self.n_features) / 2)
+        slope = torch.where(gaussian, -0.5, torch.zeros_like(dof))
+        return Tails(log_normalizer(dof, self.n_features), dof.reciprocal(), exponent, slope)
+
+    def followed_by(self, weights: Tensor, means: Tensor, scale: Scale, dof: Tensor) -> Parameters:
+        """The next parameters of a fit, which share what depends on ν alone if that is the same tensor."""
+        following = Parameters(weights, means, scale, dof)
+        if dof is self.dof:
+            vars(following)["tails"] = self.tails
+        return following
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, the scale structure's among them."""

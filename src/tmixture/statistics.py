@@ -48,15 +48,18 @@ class SufficientStatistics:
     def zeros(cls, scale: Scale, reference: Tensor) -> SufficientStatistics:
         """Empty statistics about `reference` (K, d) for scales like `scale`, on its device and with its dtype."""
         K, d = reference.shape
+        shape = torch.Size(scale.scatter_shape(K, d))
+        sizes = [K, K, K, 1, 1, 1, K * d, shape.numel()]  # of one piece of memory: small fits feel every call
+        parts = reference.new_zeros(sum(sizes)).split(sizes)
         return cls(
-            responsibility=reference.new_zeros(K),
-            mass=reference.new_zeros(K),
-            first=reference.new_zeros(K, d),
-            scatter=reference.new_zeros(scale.scatter_shape(K, d)),
-            log_mass=reference.new_zeros(K),
-            log_likelihood=reference.new_zeros(()),
-            weight=reference.new_zeros(()),
-            rows=reference.new_zeros(()),
+            responsibility=parts[0],
+            mass=parts[1],
+            first=parts[6].view(K, d),
+            scatter=parts[7].view(shape),
+            log_mass=parts[2],
+            log_likelihood=parts[3][0],
+            weight=parts[4][0],
+            rows=parts[5][0],
             reference=reference,
         )
 

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tmixture import StudentTMixture, em, initialization
 from tmixture.chunks import Chunk
@@ -214,3 +215,37 @@ def test_an_iteration_hardly_ever_waits_for_the_gpu(structure):
 
     waits(1)
     assert waits(11) - waits(1) <= 10 * WAITS[structure]
+
+
+class CallCounter(TorchDispatchMode):
+    """Counts the calls of torch's operators, each of which costs a small fit about three microseconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n_calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("structure", "learn_dof", "most"),
+    [
+        ("diag", False, 175),
+        ("diag", "component", 500),
+        ("spherical", False, 195),
+        ("tied", False, 195),
+        ("full", False, 300),
+        ("lowrank", False, 490),
+    ],
+)
+def test_an_iteration_of_a_small_fit_takes_so_many_calls(structure, learn_dof, most):
+    x = torch.randn(150, 4, generator=torch.Generator().manual_seed(0))
+    settings = dict(**of(structure), learn_dof=learn_dof, init=x[:3], tol=0)
+    counts = []
+    for iterations in (5, 15):
+        with CallCounter() as counter:
+            StudentTMixture(3, 4, max_iter=iterations, **settings).fit(x)
+        counts.append(counter.n_calls)
+    assert (counts[1] - counts[0]) / 10 <= most

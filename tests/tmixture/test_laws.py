@@ -225,7 +225,7 @@ def test_dtype_of_the_input(structure, dtype):
 def converged(structure, learn_dof):
     truth = naive.random_model(2, 2, structure, dof=3.0, spread=5.0)
     x = naive.draw(truth, 300)
-    mixture = from_model(truth, structure, learn_dof=learn_dof, max_iter=1000, tol=1e-15).fit(x)
+    mixture = from_model(truth, structure, learn_dof=learn_dof, max_iter=1000, tol=1e-14).fit(x)
     assert mixture.converged_
     assert ((mixture.dof > 1) & (mixture.dof < 20)).all()
     return x, mixture

@@ -71,7 +71,8 @@ def test_integer_weights_are_repeated_rows_in_any_order(structure):
     weighted = StudentTMixtureClusterer(**settings).fit(X[order], sample_weight=weight[order])
     repeated = StudentTMixtureClusterer(**settings).fit(X.repeat(weight, axis=0))
     for name in ("weights_", "means_", "scales_", "dof_", "lower_bound_"):
-        np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name), rtol=1e-7, atol=1e-8)
+        rtol = 1e-4 if name == "dof_" else 1e-6  # a large ν hardly shows in the likelihood, and magnifies rounding
+        np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name), rtol=rtol, atol=1e-8)
     np.testing.assert_array_equal(weighted.labels_[order.argsort()][weight > 0], weighted.predict(X[weight > 0]))
 
 

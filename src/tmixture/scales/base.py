@@ -21,6 +21,8 @@ EXPANDED_LIMIT = 4.0
 # Elsewhere, of δ alone, and at random: its error is that of a relative error of 2⁻²⁴ in the rows, which float32 rows
 # have anyway. At d = 512 that is 1e-5 of δ at this limit, where a component is 10 000 times smaller than its distance.
 DIRECT_LIMIT = 1e8
+# In float64 expanded squares keep ten digits up to this limit.
+FLOAT64_LIMIT = 1e6
 
 # The structures by name, as `covariance_type` names them: each subclass of `Scale` that has a name.
 STRUCTURES: dict[str, type[Scale]] = {}
@@ -151,6 +153,10 @@ class Scale(ABC):
         """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, p), (K, d) → (n, K), never negative."""
         x, whitening = features[:, : means.shape[1]], self._whitening(*means.shape).to(features.dtype)
         return torch.stack([((x - mean) @ w.T).square().sum(1) for mean, w in zip(means, whitening)], dim=1)
+
+    def expanded_terms(self, means: Tensor) -> Tensor:
+        """δ (K,) of the origin from means (K, d): where squares are expanded, the size of the terms that cancel."""
+        return self.mahalanobis(self.features(torch.zeros_like(means[:1])), means)[0]
 
     def cancellation(self) -> float:
         """What cancels in the distance of a component's own points, relative to it, at most."""

@@ -44,6 +44,9 @@ class DiagonalScale(ExpandedScale):
         coefficients = torch.cat([-2 * precision * means, precision], dim=-1)
         return self.expanded(features, coefficients, (precision * means.square()).sum(-1))
 
+    def expanded_terms(self, means: Tensor) -> Tensor:
+        return (self.whitening * means).square().sum(-1)
+
     def half_log_det(self, n_features: int) -> Tensor:
         return -exact(self.whitening).log().sum(1)
 

@@ -45,7 +45,8 @@ class ExpandedScale(Scale):
         return self.whiten(centred, components).square().sum(1)
 
     def reference(self, means: Tensor, apart: Tensor) -> Tensor:
-        return torch.zeros_like(means).index_copy(0, apart, means[apart])
+        zeros = torch.zeros_like(means)
+        return zeros.index_copy(0, apart, means[apart]) if len(apart) else zeros
 
     def accumulate(self, moments: Moments, features: Tensor, shares: Shares) -> None:
         sums = self.moments(features, shares.weight, moments.means, moments.apart)
