@@ -21,6 +21,7 @@ SOURCES, BENCHMARKS = DOCS.parent / "src", DOCS.parent / "benchmarks"
 # What the benchmarks write, and the page that it becomes.
 TABLES = {
     "RESULTS.md": "speed.md",
+    "SMALL.md": "small.md",
     "STARTS.md": "starts.md",
     "MOVING_CLUSTERS.md": "moving-clusters.md",
     "CANDIDATES.md": "candidates.md",

@@ -1,11 +1,26 @@
 """The benchmarks run and write what they promise; how fast anything is, no test asks."""
 
+import io
 import subprocess
 import sys
+import zipfile
 
+import numpy as np
 import pytest
 import torch
-from benchmarks import candidates, choices, compare, few_labels, long_tailed, measure, out_of_core, starts, throughput
+from benchmarks import (
+    candidates,
+    choices,
+    compare,
+    few_labels,
+    long_tailed,
+    measure,
+    out_of_core,
+    small,
+    starts,
+    throughput,
+)
+from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -90,6 +105,16 @@ def test_starts(tmp_path, monkeypatch, capsys):
     assert "| 4 | 8 | 500 | 4 | " in (tmp_path / "STARTS.md").read_text()
 
 
+def test_small_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["small", "--rounds", "2", "--shapes", "2", "--iterations", "4", "--output", str(tmp_path)]
+    )
+    small.main()
+    text = (tmp_path / "SMALL.md").read_text()
+    assert "| 150 × 4, K = 3, diag, float32 | " in text
+    assert text.count("(× ") >= 6
+
+
 def test_few_labels_are_compared_with_their_controls(tmp_path, monkeypatch):
     monkeypatch.setattr(few_labels, "ProcessPoolExecutor", InThisProcess)
     arms = ["triplets", "co-membership", "control: nearest centroid, co-membership", "control: shuffled, triplets"]
@@ -111,6 +136,27 @@ def test_few_labels_are_compared_with_their_controls(tmp_path, monkeypatch):
     assert "## 2 labelled images of each class" in text
     for arm in arms:
         assert f"| {arm} | " in text
+
+
+def test_pictures_are_read_from_a_zip_file_and_augmented(tmp_path):
+    path, rng = tmp_path / "pictures.zip", np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, n in (("train", 3), ("test", 2)):
+            for label in long_tailed.CIFAR_CLASSES.split():
+                for i in range(n):
+                    picture = io.BytesIO()
+                    Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(picture, "JPEG")
+                    archive.writestr(f"{part}/{label}/{i}.jpg", picture.getvalue())
+    data = long_tailed.split_cifar(0, 2, path)
+    assert data.x.shape == (30, 3, 32, 32)
+    assert data.known[data.labelled].bincount().tolist() == [2] * 10
+    assert (data.known >= 0).sum() == 20
+    generator = torch.Generator().manual_seed(0)
+    moved = long_tailed.shifted(data.x, 4, generator)
+    assert any(torch.equal(moved[0, :, 4:28, 4:28], data.x[0, :, 4 + i : 28 + i, 4 + j : 28 + j])
+               for i in range(-4, 5) for j in range(-4, 5))  # fmt: skip
+    kind = long_tailed.DATA_SETS["cifar10-lt"]
+    assert kind.encoder(0)(kind.augmented(data.x, generator)).shape == (30, kind.width)
 
 
 def test_the_split_is_long_tailed_and_its_labels_are_few():

@@ -1,0 +1,165 @@
+"""Where the data are small, or have few features: time of an EM iteration beside scikit-learn's and tgmm's.
+
+Each library does so many iterations from the same means, in turn and on one thread; the time is the median over rounds,
+a ratio is the median of the ratios within a round, with its quartiles. scikit-learn's mixture is Gaussian, and the
+measure of all columns.
+
+    python -m benchmarks.small
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
+
+from tmixture import StudentTMixture
+
+HERE = Path(__file__).parent
+SHAPES = (  # N, d, K, structure, dtype
+    (20, 2, 2, "diag", "float32"),
+    (150, 4, 3, "diag", "float32"),
+    (1_000, 8, 5, "diag", "float32"),
+    (5_000, 16, 10, "full", "float64"),
+    (200_000, 2, 10, "diag", "float32"),
+    (200_000, 8, 10, "diag", "float32"),
+    (50_000, 64, 10, "diag", "float32"),
+    (50_000, 64, 10, "full", "float32"),
+)
+OURS = {
+    "Gaussian": {"dof": float("inf")},
+    "Student-t": {},
+    "Student-t, ν learned": {"learn_dof": "component"},
+}
+SECONDS, MOST_ITERATIONS = 0.5, 200
+Iterations = Callable[[int], object]
+
+
+def rows(n: int, d: int, K: int, dtype: str) -> np.ndarray:
+    """Overlapping clusters, so that no iteration is spared."""
+    rng = np.random.default_rng(0)
+    return (2 * rng.normal(size=(K, d))[rng.integers(K, size=n)] + rng.normal(size=(n, d))).astype(dtype)
+
+
+def libraries(x: np.ndarray, K: int, structure: str) -> dict[str, Iterations]:
+    """What does a number of iterations, scikit-learn first."""
+    means, tensor = x[:K], torch.from_numpy(x)
+
+    def scikit_learn(iterations: int) -> object:
+        return GaussianMixture(
+            K, covariance_type=structure, tol=0, max_iter=iterations, means_init=means, init_params="random_from_data",
+            random_state=0,
+        ).fit(x)  # fmt: skip
+
+    def ours(iterations: int, **settings: object) -> object:
+        return StudentTMixture(
+            K,
+            x.shape[1],
+            covariance_type=structure,
+            tol=0,
+            max_iter=iterations,
+            init=means,
+            dtype=tensor.dtype,
+            **settings,
+        ).fit(tensor)
+
+    mine = {name: (lambda n, settings=settings: ours(n, **settings)) for name, settings in OURS.items()}
+    return {"scikit-learn, Gaussian": scikit_learn, **mine, **_tgmm(tensor, K, structure)}
+
+
+def _tgmm(x: torch.Tensor, K: int, structure: str) -> dict[str, Iterations]:
+    """Tgmm's Student-t, where it is installed."""
+    try:
+        from tgmm import StudentTMixture as Theirs
+    except ImportError:
+        return {}
+    d = x.shape[1]
+    scales = torch.ones(K, d, dtype=x.dtype) if structure == "diag" else torch.eye(d, dtype=x.dtype).repeat(K, 1, 1)
+
+    def run(iterations: int) -> object:
+        return Theirs(
+            K, d, covariance_type=structure, init_means=x[:K], init_covariances=scales, reg_covar=1e-6,
+            max_iter=iterations, tol=1e-300, dof=4.0, device="cpu",
+        ).fit(x)  # fmt: skip
+
+    return {"tgmm, Student-t": run}
+
+
+def seconds(run: Iterations, iterations: int) -> float:
+    """Of one iteration: the slope between two numbers of them."""
+    begin = time.perf_counter()
+    run(1)
+    middle = time.perf_counter()
+    run(1 + iterations)
+    return (time.perf_counter() - middle - (middle - begin)) / iterations
+
+
+def measure(shape: tuple[int, int, int, str, str], rounds: int, most: int) -> dict[str, np.ndarray]:
+    """Seconds of an iteration of each library, in each round."""
+    n, d, K, structure, dtype = shape
+    runs = libraries(rows(n, d, K, dtype), K, structure)
+    iterations = {}
+    for name, run in runs.items():
+        run(2)  # whatever a first call does
+        iterations[name] = int(min(most, max(2, SECONDS / max(seconds(run, 2), 1e-5))))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run, iterations[name]))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def row(shape: tuple[int, int, int, str, str], times: dict[str, np.ndarray]) -> str:
+    """A line of the table."""
+    n, d, K, structure, dtype = shape
+    (_, theirs), *others = times.items()
+    cells = [f"{n:,} × {d}, K = {K}, {structure}, {dtype}", f"{1000 * np.median(theirs):.3g}"]
+    for _, own in others:
+        low, middle, high = np.quantile(own / theirs, [0.25, 0.5, 0.75])
+        cells.append(f"{1000 * np.median(own):.3g} (× {middle:.2f}, {low:.2f} … {high:.2f})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Measure all shapes and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of them, from the first")
+    parser.add_argument("--iterations", type=int, default=MOST_ITERATIONS, help="at most, in a timing")
+    parser.add_argument("--output", type=Path, default=HERE)
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lines = []
+    with threadpool_limits(1):
+        for shape in SHAPES[: asked.shapes]:
+            times = measure(shape, asked.rounds, asked.iterations)
+            lines.append(row(shape, times))
+            print(lines[-1], flush=True)
+    torch.set_num_threads(threads)
+    names = list(times)
+    head = ["| data | " + " | ".join(f"{name}, ms" for name in names) + " |", "|---" * (1 + len(names)) + "|"]
+    where = f"{asked.rounds} rounds on {_processor()}, torch {torch.__version__}. `python -m benchmarks.small`"
+    text = ["# Small data and few features", "", __doc__.split("\n\n")[1], "", where, "", *head, *lines, ""]
+    (asked.output / "SMALL.md").write_text("\n".join(text))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "an unknown processor"
+
+
+if __name__ == "__main__":
+    main()
