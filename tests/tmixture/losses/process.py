@@ -117,6 +117,32 @@ def failing(rank, world_size):
     return results
 
 
+class Encoder(torch.nn.Module):
+    """A network that holds its loss, as `DistributedDataParallel` sees it."""
+
+    def __init__(self, settings):
+        super().__init__()
+        self.layer, self.loss_fn = torch.nn.Linear(6, 6, bias=False), make(**settings)
+
+    def forward(self, x):
+        return self.loss_fn(self.layer(x))
+
+
+def checkpoint_of_rank_zero(rank, world_size, settings):
+    """A checkpoint that the first process alone has loaded, and a step of both after it."""
+    before = Encoder(settings)
+    torch.nn.init.eye_(before.layer.weight)
+    for x in batches():
+        before(x.chunk(world_size)[rank])
+    module = Encoder(settings)
+    if rank == 0:
+        module.load_state_dict(before.state_dict())
+    parallel = torch.nn.parallel.DistributedDataParallel(module)
+    same = {key: torch.equal(value, module.state_dict()[key]) for key, value in before.state_dict().items()}
+    parallel(batches()[0].chunk(world_size)[rank]).backward()
+    return {"same": same, "state": module.state_dict(), "grad": module.layer.weight.grad}
+
+
 def alone(rank, world_size):
     """A mixture that is not shared."""
     try:
@@ -135,6 +161,8 @@ def main(rank, world_size, folder):
     results["uneven"] = uneven(rank, world_size)
     if world_size > 1:
         results |= {"failing": failing(rank, world_size), "alone": alone(rank, world_size)}
+        for name, settings in SETTINGS.items():
+            results[f"checkpoint {name}"] = checkpoint_of_rank_zero(rank, world_size, settings)
     torch.save(results, folder / f"{rank} of {world_size}.pt")
     if world_size > 1:
         try:

@@ -75,6 +75,16 @@ def test_an_error_in_one_process_is_an_error_in_all(results, call, error):
         assert second["same"]
 
 
+@pytest.mark.parametrize("name", process.SETTINGS)
+def test_a_checkpoint_that_one_process_has_loaded_is_everyones(results, name):
+    """`DistributedDataParallel` sends what the first process holds to the others."""
+    first, second = (result[f"checkpoint {name}"] for result in results[:2])
+    assert all(first["same"].values()), [key for key, same in first["same"].items() if not same]
+    assert all(second["same"].values()), [key for key, same in second["same"].items() if not same]
+    torch.testing.assert_close(first["state"], second["state"], rtol=0, atol=0)
+    torch.testing.assert_close(first["grad"], second["grad"], rtol=0, atol=0)
+
+
 def test_a_mixture_that_is_not_shared_is_refused(results):
     for result in results[:2]:
         assert "make it with distributed=True" in result["alone"]["error"]
