@@ -48,7 +48,7 @@ class Density:
         self.constant = (tails.normalizer - parameters.scale.half_log_det(d)).to(dtype)
         self.log_weights = parameters.weights.to(exact).log().to(dtype)
         self.dof = parameters.dof.to(dtype)
-        self.inverse_dof, self.exponent, self.slope = (part.to(dtype) for part in tails[1:])
+        self.inverse_dof, self.exponent, self.slope = (part.to(dtype) for part in tails[2:])
         self.n_features = d
         self.apart = torch.empty(0, dtype=torch.long, device=self.means.device)
         self._room: Tensor | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -15,12 +14,13 @@ from tmixture.scales import Scale
 
 
 class Tails(NamedTuple):
-    """What ν alone makes of the densities: log T = normalizer − ½·log|Σ| + exponent·log(1 + δ/ν) + slope·δ, all (K,).
+    """What ν alone makes of the densities (K,): log T = normalizer − ½·log|Σ| + exponent·log(1 + δ/ν) + slope·δ.
 
     One formula for both kinds of component, in few passes: in memory a pass costs as much as all its arithmetic. 1/ν
     and the exponent are zero for ν = ∞, the slope for all others.
     """
 
+    dof: Tensor
     normalizer: Tensor
     inverse_dof: Tensor
     exponent: Tensor
@@ -35,6 +35,8 @@ class Parameters:
     means: Tensor
     scale: Scale
     dof: Tensor
+    known_tails: Tails | None = None
+    """Those of this very ν, where they have been worked out before."""
 
     @property
     def n_components(self) -> int:
@@ -46,21 +48,20 @@ class Parameters:
         """D."""
         return self.means.shape[1]
 
-    @cached_property
+    @property
     def tails(self) -> Tails:
         """What the degrees of freedom contribute to the densities, in the dtype of statistics."""
+        if self.known_tails is not None and self.known_tails.dof is self.dof:
+            return self.known_tails
         dof = exact(self.dof)
         gaussian = dof.isinf()
         exponent = torch.where(gaussian, 0.0, -(dof + self.n_features) / 2)
         slope = torch.where(gaussian, -0.5, torch.zeros_like(dof))
-        return Tails(log_normalizer(dof, self.n_features), dof.reciprocal(), exponent, slope)
+        return Tails(self.dof, log_normalizer(dof, self.n_features), dof.reciprocal(), exponent, slope)
 
     def followed_by(self, weights: Tensor, means: Tensor, scale: Scale, dof: Tensor) -> Parameters:
         """The next parameters of a fit, which share what depends on ν alone if that is the same tensor."""
-        following = Parameters(weights, means, scale, dof)
-        if dof is self.dof:
-            vars(following)["tails"] = self.tails
-        return following
+        return Parameters(weights, means, scale, dof, self.tails if dof is self.dof else None)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, the scale structure's among them."""
