@@ -24,7 +24,7 @@ import torch
 import tyro
 
 from cxr.clip import ClipModel, load_clip
-from cxr.clip.zero_shot import PROMPTS, encode_classes, encode_images, zero_shot_probabilities
+from cxr.clip.zero_shot import HEALTHY, PROMPTS, encode_classes, encode_images, zero_shot_probabilities
 from cxr.data import READERS
 from cxr.data.captions import PAPER, captions
 from cxr.data.cohort import Cohort, Views, rare_findings
@@ -102,7 +102,8 @@ class Config:
     first_seed: int = 0
     """The first of them."""
     prompts: Literal["chexzero", "ensemble"] = "ensemble"
-    """Zero-shot prompts: the mean of four wordings each of "x" and "no x", or as in CheXzero these two alone."""
+    """Zero-shot prompts: the mean of four wordings each of "x" and "no x", and for "normal" all findings as its
+    opposite; or as in CheXzero "x" and "no x" alone, "no normal" among them."""
     rare_below: int | None = None
     """Findings with fewer positives are rare; None takes the paper's twelve, or the rarest 30 % where it knows none."""
     simulated_images: int = 4000
@@ -344,7 +345,8 @@ def test(
 ) -> Result:
     """Zero-shot classification of the test part, as CheXzero does it."""
     positive, negative = PROMPTS[config.prompts]
-    classes = encode_classes(model, cohort.label_names, positive=positive, negative=negative)
+    healthy = HEALTHY if config.prompts == "ensemble" else ()
+    classes = encode_classes(model, cohort.label_names, positive=positive, negative=negative, healthy=healthy)
     rows, texts = torch.from_numpy(split.test), trainer.data.texts
     batches = (normalize(torch.from_numpy(trainer.data.store[part.numpy()])) for part in rows.split(256))
     embeddings = encode_images(model, batches, progress=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,8 @@ ENSEMBLE = (
     ("{}", "{} is present", "there is {}", "findings consistent with {}"),
     ("no {}", "no evidence of {}", "there is no {}", "without {}"),
 )
+HEALTHY = ("Normal", "No Finding")
+"""Labels that deny all others. No report says "no normal", and every "no …" is a word of healthy images."""
 PROMPTS = {"chexzero": (POSITIVE_TEMPLATES, NEGATIVE_TEMPLATES), "ensemble": ENSEMBLE}
 
 
@@ -49,6 +51,7 @@ def encode_classes(
     aliases: Mapping[str, str] | None = None,
     positive: Sequence[str] = POSITIVE_TEMPLATES,
     negative: Sequence[str] = NEGATIVE_TEMPLATES,
+    healthy: Collection[str] = (),
 ) -> FloatArray:
     """The positive and negative text embedding of each class: the normalised mean of its normalised prompts.
 
@@ -59,6 +62,8 @@ def encode_classes(
         aliases: Other words for some class names, such as {"Normal": "normal chest"}; `prompt_text` gets them too.
         positive: Templates for an image that shows the class, with one "{}" each.
         negative: Templates for an image that does not.
+        healthy: Labels that deny all others: the negative embedding of these, where they are among the labels, is the
+            normalised mean of the positive embeddings of all others.
 
     Returns:
         (2, C, d) of unit norm: first positive, then negative.
@@ -70,7 +75,12 @@ def encode_classes(
     if unknown := set(aliases) - set(labels):
         raise ValueError(f"aliases: {sorted(unknown)} are no labels")
     words = [prompt_text(aliases.get(label, label)) for label in labels]
-    return np.stack([encode_prompts(model, words, templates) for templates in (positive, negative)])
+    embeddings = np.stack([encode_prompts(model, words, templates) for templates in (positive, negative)])
+    denies = np.isin(labels, list(healthy))
+    if denies.any() and not denies.all():
+        found = embeddings[0, ~denies].mean(axis=0)
+        embeddings[1, denies] = found / np.linalg.norm(found)
+    return embeddings
 
 
 def encode_prompts(model: ClipModel, words: Sequence[str], templates: Sequence[str]) -> FloatArray:

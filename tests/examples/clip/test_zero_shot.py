@@ -89,6 +89,16 @@ def test_swapping_the_templates_gives_the_complement(model):
     np.testing.assert_allclose(p + q, 1, atol=1e-6)
 
 
+def test_a_label_that_denies_all_others_is_opposed_to_them(model):
+    """ "no normal" is no sentence of a report, and every "no …" one of healthy images."""
+    plain, opposed = encode_classes(model, LABELS), encode_classes(model, LABELS, healthy=("Normal", "No Finding"))
+    np.testing.assert_array_equal(opposed[0], plain[0])
+    np.testing.assert_array_equal(opposed[1, 1:], plain[1, 1:])
+    np.testing.assert_allclose(opposed[1, 0], unit(plain[0, 1] + plain[0, 2]), rtol=1e-6)
+    alone = encode_classes(model, ("Normal",), healthy=("Normal",))
+    np.testing.assert_array_equal(alone, encode_classes(model, ("Normal",)))
+
+
 def test_images_keep_their_order_and_the_model_its_mode(model):
     images, labels = torch.randn(10, 3, 4, 4), torch.arange(10)
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
