@@ -19,6 +19,9 @@ from tmixture.scales.pairs import rows_of
 # The error of an expanded distance, in rounding errors of the terms that cancel in it, at most.
 EXPANSION_ERROR = 16.0
 
+# With so few features, float64 for all pairs of rows and components takes less time than to find those that need it.
+FEW_FEATURES = 32
+
 # Distances that are differences of terms this many times their size lose digits in float32.
 CANCELLATION_LIMIT = 30.0
 
@@ -238,6 +241,8 @@ def working_density(parameters: Parameters, dtype: torch.dtype, *, apart: bool =
         return density
     if not apart:
         return Density(parameters, exact)
+    if parameters.n_features <= FEW_FEATURES and dtype != exact:
+        return working_density(parameters, exact, apart=True)
     far = (~near).nonzero()[:, 0]
     if not (separation[far] <= DIRECT_LIMIT).all():
         density = Density(parameters, exact)

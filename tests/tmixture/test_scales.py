@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from scipy.special import logsumexp
 
+import tmixture.density
 from tmixture.density import Density, negligible, working_density
 from tmixture.scales import STRUCTURES as CLASSES
 from tmixture.scales import pairs
@@ -164,6 +165,24 @@ def test_numbers_beyond_float32_are_worked_on_in_float64(structure, apart):
     assert density.expanded_terms().isfinite().all()
 
 
+@pytest.fixture
+def many_features(monkeypatch):
+    """Few features pass for many, where far components are treated apart."""
+    monkeypatch.setattr(tmixture.density, "FEW_FEATURES", 0)
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(32, torch.float64), (33, torch.float32)])
+def test_few_features_are_worked_on_in_float64_where_float32_would_treat_components_apart(d, dtype):
+    model = naive.random_model(3, d, "diag")
+    near, far = (from_model(model, "diag", dtype=torch.float32).snapshot() for _ in range(2))
+    far.means[0] += 30
+    assert working_density(near, torch.float32, apart=True).dtype == torch.float32
+    density = working_density(far, torch.float32, apart=True)
+    assert density.dtype == dtype
+    assert (len(density.apart) > 0) == (dtype == torch.float32)
+
+
+@pytest.mark.usefixtures("many_features")
 @pytest.mark.parametrize("sharpness", [3.0, 30.0, 300.0])
 @pytest.mark.parametrize("n_tight", [1, 4])
 @pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
@@ -185,6 +204,7 @@ def test_far_components_cost_no_float64(covariance_type, n_tight, sharpness):
     np.testing.assert_allclose(ours, expected.scales.diagonal(axis1=1, axis2=2), rtol=5e-6 * max(1, sharpness / 10))
 
 
+@pytest.mark.usefixtures("many_features")
 @pytest.mark.parametrize("sharpness", [1.0, 30.0])
 @pytest.mark.parametrize("share", [0.005, 0.5])
 @pytest.mark.parametrize("covariance_type", ["diag", "spherical"])
@@ -220,6 +240,7 @@ def test_weighted_sums_of_many_rows_are_as_exact_as_their_rows(share):
     assert float(pairs.weighted_sums(weight[:0], x[:0]).abs().sum()) == 0
 
 
+@pytest.mark.usefixtures("many_features")
 @pytest.mark.parametrize("sharpness", [30.0, 1000.0])
 @pytest.mark.parametrize("dof", [4.0, INF])
 def test_far_components_are_corrected_where_it_matters(dof, sharpness):
