@@ -9,6 +9,7 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterTripletLoss
+from tmixture.losses.statistics import LossStatistics
 
 from .helpers import clustered, fitted, leaf
 
@@ -249,6 +250,8 @@ def test_statistics_describe_the_last_call():
         1 for a in range(16) for p in range(16) for n in range(16) if a != p and labels[a] == labels[p] != labels[n]
     )
     assert statistics["active_clusters"] == len(share)
+    K = loss_fn.mixture.n_components
+    assert statistics["active_share"] == pytest.approx(len(share) / (K * (1 - (1 - 1 / K) ** 16)))
     assert statistics["perplexity"] == pytest.approx(float((-(share * share.log()).sum()).exp()), rel=1e-5)
     confidence = loss_fn.mixture(normalize(x, dim=1)).amax(1).mean()
     assert statistics["confidence"] == pytest.approx(float(confidence), rel=1e-5)
@@ -414,3 +417,11 @@ def test_a_generator_is_refused_at_the_end_of_an_epoch(normalize):
     with pytest.raises(ValueError, match="data can be iterated only once"):
         loss.end_epoch(torch.randn(10, 3) for _ in range(5))
     assert not loss.mixture.fitted
+
+
+def test_clusters_of_equal_size_have_an_active_share_of_one_with_few_points_as_with_many():
+    generator = torch.Generator().manual_seed(0)
+    for n, n_draws in ((10, 400), (40, 100), (1000, 4)):
+        draws = torch.randint(20, (n_draws, n), generator=generator)
+        shares = [LossStatistics(20, labels, torch.ones(n)).read()["active_share"] for labels in draws]
+        assert sum(shares) / n_draws == pytest.approx(1, abs=0.02)
