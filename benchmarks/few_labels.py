@@ -74,9 +74,8 @@ class NearestCentroid:
         centroids = torch.stack([self.rows[self.known == label].mean(0) for label in range(N_CLASSES)])
         if isinstance(self.loss, CoMembershipLoss):
             distance = torch.cdist(units, centroids).square()
-            d = x.shape[1]
-            spread = torch.cdist(self.rows, centroids).square().min(1).values.mean() / d
-            soft = (-distance / (2 * spread) / (d / 8)).softmax(1)
+            spread = torch.cdist(self.rows, centroids).square().min(1).values.mean() / x.shape[1]
+            soft = self.loss.memberships(-distance / (2 * spread))
             p = torch.where((known >= 0)[:, None], nn.functional.one_hot(known.clamp(min=0), N_CLASSES), soft)
             return self.weight * self.loss.reducer(self.loss.soft_terms(x, p, x, p, apart=False), x, known)
         labels = torch.where(known >= 0, known, torch.cdist(units, centroids).argmin(1))
@@ -94,6 +93,11 @@ def soft(d: int, mixture: StudentTMixture | None = None, **settings: object) -> 
     return ClusterLoss(mixture or tied(d), CoMembershipLoss(), **settings)
 
 
+def flattened(d: int) -> CoMembershipLoss:
+    """The loss with a posterior at a temperature of an eighth of the number of features."""
+    return CoMembershipLoss(posterior_temperature=d / 8)
+
+
 def by_default(loss: nn.Module | None, d: int, n_components: int = N_CLASSES) -> ClusterLoss:
     """A loss as it is made in one line."""
     if loss is None:
@@ -108,6 +112,7 @@ ARMS: dict[str, Callable[[int], AddedLoss]] = {
     "co-membership": lambda d: on_clusters(soft(d)),
     "co-membership, weight 2": lambda d: on_clusters(soft(d), 2),
     "co-membership, weight 4": lambda d: on_clusters(soft(d), 4),
+    "co-membership, posterior flattened": lambda d: on_clusters(ClusterLoss(tied(d), flattened(d))),
     "co-membership, all defaults": lambda d: on_clusters(by_default(CoMembershipLoss(), d)),
     "co-membership, Gaussian": lambda d: on_clusters(soft(d, tied(d, dof=float("inf")))),
     "SupCon on hard labels": lambda d: on_clusters(ClusterLoss(tied(d), SupConLoss(0.2))),
@@ -116,6 +121,7 @@ ARMS: dict[str, Callable[[int], AddedLoss]] = {
     "control: nearest centroid, triplets": lambda d: NearestCentroid(d, TripletMarginLoss(0.1)),
     "control: nearest centroid, co-membership": lambda d: NearestCentroid(d, CoMembershipLoss()),
     "control: nearest centroid, co-membership, weight 2": lambda d: NearestCentroid(d, CoMembershipLoss(), 2),
+    "control: nearest centroid, co-membership, posterior flattened": lambda d: NearestCentroid(d, flattened(d)),
     "control: shuffled, triplets": lambda d: on_clusters(triplets(d, shuffle=True)),
     "control: shuffled, co-membership": lambda d: on_clusters(soft(d, shuffle=True)),
     "all labels true: triplets": lambda d: on_true_labels(triplets(d)),
@@ -129,6 +135,7 @@ CENTROIDS = {
     "triplets, all defaults": "control: nearest centroid, triplets",
     "co-membership": "control: nearest centroid, co-membership",
     "co-membership, all defaults": "control: nearest centroid, co-membership",
+    "co-membership, posterior flattened": "control: nearest centroid, co-membership, posterior flattened",
     "co-membership, weight 2": "control: nearest centroid, co-membership, weight 2",
 }
 

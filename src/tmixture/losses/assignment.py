@@ -76,9 +76,9 @@ class Assignment:
             self.labels[order], self.confidence[order], self.log_joint[order], self.known[order], self.names
         )
 
-    def memberships(self, loss: CoMembershipLoss, n_features: int) -> Tensor:
+    def memberships(self, loss: CoMembershipLoss) -> Tensor:
         """(n, C): the posterior of the labels as the loss wants it, one-hot where known."""
-        soft = _by_name(loss.memberships(self.log_joint, n_features), self.names)
+        soft = _by_name(loss.memberships(self.log_joint), self.names)
         one_hot = torch.nn.functional.one_hot(self.known.clamp(min=0), soft.shape[1]).to(soft)
         return torch.where((self.known >= 0)[:, None], one_hot, soft)
 

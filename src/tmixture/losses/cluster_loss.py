@@ -297,8 +297,7 @@ class ClusterLoss(BaseMetricLossFunction):
     ) -> Terms:
         """The terms on memberships."""
         assert isinstance(self.loss, CoMembershipLoss)
-        d = self.mixture.n_features
-        p, q = own.memberships(self.loss, d), refs.memberships(self.loss, d)
+        p, q = own.memberships(self.loss), refs.memberships(self.loss)
         terms = self.loss.soft_terms(embeddings, p.to(embeddings), ref_emb, q.to(embeddings), apart=apart)
         self.loss.add_embedding_regularization_to_loss_dict(terms, embeddings)
         return terms
