@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ OURS = {
     "Student-t, ν learned": {"learn_dof": "component"},
 }
 SECONDS, MOST_ITERATIONS = 0.5, 200
-Iterations = Callable[[int], object]
+Iterations = Callable[[int], Any]
 
 
 def rows(n: int, d: int, K: int, dtype: str) -> np.ndarray:
@@ -94,12 +95,13 @@ def _tgmm(x: torch.Tensor, K: int, structure: str) -> dict[str, Iterations]:
 
 
 def seconds(run: Iterations, iterations: int) -> float:
-    """Of one iteration: the slope between two numbers of them."""
+    """Of one iteration: the slope between two numbers of them, as counted: some end where nothing changes."""
     begin = time.perf_counter()
-    run(1)
+    first = run(1)
     middle = time.perf_counter()
-    run(1 + iterations)
-    return (time.perf_counter() - middle - (middle - begin)) / iterations
+    last = run(1 + iterations)
+    extra = time.perf_counter() - middle - (middle - begin)
+    return extra / max(1, last.n_iter_ - first.n_iter_)
 
 
 def measure(shape: tuple[int, int, int, str, str], rounds: int, most: int) -> dict[str, np.ndarray]:
