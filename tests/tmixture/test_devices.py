@@ -45,6 +45,7 @@ def test_em_is_the_naive_em(device, structure, learn_dof, dtype):
     np.testing.assert_allclose(mixture.history_[:3], history, rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("n_tight", [0, 3])
 def test_many_components_in_many_dimensions(device, structure, n_tight):

@@ -158,6 +158,7 @@ def student_rows():
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn_dof", [False, "shared"])
 def test_one_t_in_512_dimensions_needs_few_iterations(student_rows, learn_dof):
     mixture = StudentTMixture(

@@ -80,6 +80,7 @@ def clusters(n=150):
     return centres.repeat_interleave(n, 0) + rows(3 * n) / 2 / chi.sqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_gradient_vanishes_where_em_ends(structure):
     x = clusters()
@@ -91,6 +92,7 @@ def test_every_gradient_vanishes_where_em_ends(structure):
     assert max(gradients.values()) < 1e-6, gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_an_optimizer_reaches_the_likelihood_of_em(structure):
     x = clusters()

@@ -42,6 +42,7 @@ def no_exact_weights(estimator):
     return {"check_sample_weight_equivalence_on_dense_data": "12 rows are too few for 2 components in 30 dimensions"}
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [
         StudentTMixtureClusterer(),

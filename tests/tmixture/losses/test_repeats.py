@@ -140,6 +140,7 @@ ALL_LOSSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("settings", [{}, {"memory_size": 64}, {"weights": "outlier"}], ids=str)
 @pytest.mark.parametrize("loss", ALL_LOSSES, ids=lambda loss: type(loss).__name__)
