@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import os
+import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -87,18 +88,29 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def processor() -> str:
+    """The name of the processor."""
+    return _cpu_info("model name") or platform.processor() or "an unknown processor"
+
+
+def _cpu_info(field: str) -> str:
+    """A field of what Linux tells of the processor; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(field)), "")
+
+
 def _machine() -> str:
-    info = Path("/proc/cpuinfo").read_text()
-    model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
-    flags = next((line.split(":")[1].split() for line in info.splitlines() if line.startswith("flags")), [])
-    vector = " ".join(flag for flag in flags if flag.startswith(("avx", "fma", "amx")))
+    vector = " ".join(flag for flag in _cpu_info("flags").split() if flag.startswith(("avx", "fma", "amx")))
     packages = {adapter.package for adapter in ADAPTERS.values()} | {"torch", "numpy", "transformers"}
     versions = ", ".join(
         f"{package} {number}" for package in sorted(packages) if (number := installed_version(package))
     )
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     gpu = f" GPU: {torch.cuda.get_device_name()}." if torch.cuda.is_available() else ""
-    return f"Machine: {model}, {os.cpu_count()} CPUs ({vector}), {memory:.0f} GiB.{gpu}\n\nVersions: {versions}."
+    return f"Machine: {processor()}, {os.cpu_count()} CPUs ({vector}), {memory:.0f} GiB.{gpu}\n\nVersions: {versions}."
 
 
 def _speed_table(shape: Shape, covariance: str, rows: Results) -> str:

@@ -10,7 +10,6 @@ measure of all columns.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
+from benchmarks.report import processor
 from tmixture import StudentTMixture
 
 HERE = Path(__file__).parent
@@ -150,17 +150,9 @@ def main() -> None:
     torch.set_num_threads(threads)
     names = list(times)
     head = ["| data | " + " | ".join(f"{name}, ms" for name in names) + " |", "|---" * (1 + len(names)) + "|"]
-    where = f"{asked.rounds} rounds on {_processor()}, torch {torch.__version__}. `python -m benchmarks.small`"
+    where = f"{asked.rounds} rounds on {processor()}, torch {torch.__version__}. `python -m benchmarks.small`"
     text = ["# Small data and few features", "", __doc__.split("\n\n")[1], "", where, "", *head, *lines, ""]
     (asked.output / "SMALL.md").write_text("\n".join(text))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "an unknown processor"
 
 
 if __name__ == "__main__":

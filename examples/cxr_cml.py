@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 import tyro
 
-from cxr.clip import ClipModel, load_clip
+from cxr.clip import ClipModel, library_of, load_clip
 from cxr.clip.zero_shot import HEALTHY, PROMPTS, encode_classes, encode_images, zero_shot_probabilities
 from cxr.data import READERS
 from cxr.data.captions import PAPER, captions
@@ -186,8 +186,8 @@ def learning_rate(config: Config) -> float:
     """The one that is given, or the one for weights that were trained elsewhere or for random ones."""
     if config.learning_rate is not None:
         return config.learning_rate
-    library = "hf" if Path(config.model).is_dir() else config.model.partition(":")[0]
-    return FINE_TUNING_RATE if config.init is not None or library in ("hf", "openai") else SCRATCH_RATE
+    is_trained = config.init is not None or library_of(config.model)[0] in ("hf", "openai")
+    return FINE_TUNING_RATE if is_trained else SCRATCH_RATE
 
 
 def checked(config: Config) -> Config:

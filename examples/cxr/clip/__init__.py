@@ -9,7 +9,7 @@ from importlib import import_module
 from cxr.clip.adapters import HuggingFaceClip, OpenClip
 from cxr.clip.base import ClipModel, loads
 from cxr.clip.checkpoints import huggingface_from_openai, load_checkpoint, read_state_dict
-from cxr.clip.load import load_clip
+from cxr.clip.load import library_of, load_clip
 from cxr.clip.small import SmallConvClip, small_clip, small_conv_clip
 from cxr.clip.tokenizer import train_tokenizer
 
@@ -22,6 +22,7 @@ __all__ = [
     "OpenClip",
     "SmallConvClip",
     "huggingface_from_openai",
+    "library_of",
     "load_checkpoint",
     "load_clip",
     "loads",

@@ -41,7 +41,7 @@ def load_clip(
         ValueError: For an unknown name, missing captions, another image size than the model's, or a checkpoint that
             does not fit.
     """
-    library, _, identifier = ("hf", "", name) if Path(name).is_dir() else name.partition(":")
+    library, identifier = library_of(name)
     if library not in LOADERS:
         raise ValueError(f"model: {name!r} is not known; use {', '.join(sorted(LOADERS))}, with :NAME, or a directory")
     model = LOADERS[library](identifier, captions=captions, image_size=image_size, seed=seed, replaced=init is not None)
@@ -50,6 +50,12 @@ def load_clip(
     if init is not None:
         load_checkpoint(model, init)
     return model
+
+
+def library_of(name: str) -> tuple[str, str]:
+    """Which loader a model's name asks for, and what that loader is to load: a folder is one of Hugging Face."""
+    library, _, identifier = ("hf", "", name) if Path(name).is_dir() else name.partition(":")
+    return library, identifier
 
 
 @loads("small")
