@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 from typing import Any, Literal
 
 import numpy as np
@@ -11,19 +9,15 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmixture import candidates, diagnostics, em, files, fitting, initialization, sampling, streaming, validation
+from tmixture import candidates, diagnostics, em, fitting, initialization, sampling, streaming, validation
 from tmixture.chunks import Chunks, Data, check_stream_weights, unit_of
 from tmixture.known import KnownRows, anchored
 from tmixture.model import MixtureModel
 from tmixture.notices import each_once
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
-from tmixture.running import RunningStatistics
 from tmixture.scales import STRUCTURES
 from tmixture.step_sizes import PowerDecay, StepSize
-
-# What is known of the last fit.
-RECORD = ("n_iter_", "converged_", "history_", "n_reseeded_", "disagreement_")
 
 
 class StudentTMixture(MixtureModel):
@@ -101,8 +95,6 @@ class StudentTMixture(MixtureModel):
         torch.Size([5])
     """
 
-    initial_dof: Tensor
-
     def __init__(
         self,
         n_components: int,
@@ -153,8 +145,6 @@ class StudentTMixture(MixtureModel):
             allow_tf32=allow_tf32,
             distributed=distributed,
         )
-        self.register_buffer("initial_dof", self.dof.clone())
-        self.running = RunningStatistics(unfitted, dtype)
 
         self.dof_bounds = dof_bounds
         self.reg_covar = validation.regularization(reg_covar)
@@ -169,12 +159,6 @@ class StudentTMixture(MixtureModel):
         self.max_candidates = validation.at_most(max_candidates, K, "max_candidates")
         self.generator = validation.generator(generator)
         self.verbose = verbose
-
-        self.n_iter_ = 0
-        self.converged_ = False
-        self.history_: list[float] = []
-        self.n_reseeded_ = 0
-        self.disagreement_: float | None = None
 
     # ---------------------------------------------------------------- learning
 
@@ -295,7 +279,7 @@ class StudentTMixture(MixtureModel):
             self.n_reseeded_ += update.n_reseeded
         return self
 
-    # ---------------------------------------------------------------- settings and files
+    # ---------------------------------------------------------------- parameters that are given
 
     @classmethod
     def from_parameters(
@@ -336,63 +320,7 @@ class StudentTMixture(MixtureModel):
         mixture.adopt(Parameters(validation.weights(weights, K), means.double(), scale, mixture.dof.double()))
         return mixture
 
-    def reorder(self, components: Tensor | list[int]) -> Self:
-        """Renumber the components: the new component k is the present component `components[k]`.
-
-        The density, and the stream that `partial_fit` continues, stay what they are.
-        """
-        order = torch.as_tensor(components, device=self.means.device)
-        if order.dim() != 1 or sorted(order.tolist()) != list(range(self.n_components)):
-            raise ValueError(f"components must be a permutation of 0 … {self.n_components - 1}, got {order.tolist()}")
-        self.require_fitted()
-        with self.exact_arithmetic():
-            parameters = self.snapshot()
-            self.adopt(parameters.take(order))
-            if self.component_labels is not None:
-                self.component_labels = self.classes[order].tolist()
-            if self.running.started:
-                self.running.set(self.running.stream.reorder(parameters.scale, order))
-        return self
-
-    @classmethod
-    def setting_names(cls) -> list[str]:
-        """The names of all arguments that say how to fit, in their order; each is an attribute of a mixture."""
-        return [name for name in inspect.signature(cls).parameters if name not in ("dof", "device", "dtype")]
-
-    def settings(self) -> dict[str, Any]:
-        """The arguments that make a mixture like this one, but unfitted: `StudentTMixture(**mixture.settings())`."""
-        placement = {"device": self.means.device, "dtype": self.means.dtype}
-        return {**{name: getattr(self, name) for name in self.setting_names()}, "dof": self.initial_dof, **placement}
-
-    def save(self, path: str | os.PathLike[str], origin: dict[str, Any] | None = None) -> None:
-        """Write everything to a safetensors file: settings, parameters, a stream, and `origin`, words on the data.
-
-        The generator is not saved unless it is a seed, nor is `train_by_gradients`, to be called again after `load`.
-        """
-        record = {name: getattr(self, name) for name in RECORD}
-        files.write(path, self.plain_state(), files.encoded(self.settings()), record, origin)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:
-        """The mixture that `save` wrote. Nothing in the file is executed."""
-        tensors, settings, record = files.read(path)
-        mixture = cls(**files.decoded(settings), dof=tensors["initial_dof"].tolist(), device=device)
-        mixture.load_state_dict(tensors)
-        for name, value in record.items():
-            setattr(mixture, name, value)
-        return mixture
-
     # ---------------------------------------------------------------- inside
-
-    def require_fitted(self) -> None:
-        """Raise a `RuntimeError` unless there are parameters to ask."""
-        waiting = self.running.waiting
-        if waiting is not None and not bool(self.fitted):
-            raise RuntimeError(
-                "this StudentTMixture is not fitted yet: call fit or partial_fit first "
-                f"({waiting.rows} of at least {self.n_components} rows seen)"
-            )
-        super().require_fitted()
 
     def _chunks_to_fit(
         self, data: Data, sample_weight: Tensor | np.ndarray | None, labels: Tensor | np.ndarray | None

@@ -8,45 +8,33 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.distributions import constraints
-from typing_extensions import Self
+from torch import Tensor
 
 from tmixture import distributed as communication
 from tmixture import validation
 from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
 from tmixture.criteria import information_criteria
-from tmixture.density import Density, working_density
+from tmixture.density import Density
 from tmixture.parameters import Parameters
-from tmixture.precision import exact_arithmetic, full_precision
 from tmixture.sampling import as_generator
-from tmixture.scales import STRUCTURES, Scale
-from tmixture.trainable import train_by_gradients
+from tmixture.state import MixtureState
 
 
-class MixtureModel(nn.Module):
+class MixtureModel(MixtureState):
     """A mixture of Student-t distributions with given parameters, which live in buffers.
 
     `StudentTMixture` adds how they are estimated. What is computed is at least float32, whatever autocast and
     `torch.set_float32_matmul_precision` say.
 
     Args:
-        parameters: of an unfitted mixture: their shapes and devices are what matters.
-        dtype: of the buffers.
-        rank: of a structure that has one.
+        unfitted: as of `MixtureState`; as are dtype, rank, component_labels and allow_tf32.
         learn_dof: which of the ν are free parameters.
-        component_labels: the class of each component, as of `StudentTMixture`.
-        chunk_size: as of `StudentTMixture`; as are allow_tf32 and distributed.
+        chunk_size: as of `StudentTMixture`; as is distributed.
     """
-
-    weights: Tensor
-    means: Tensor
-    dof: Tensor
-    fitted: Tensor
 
     def __init__(
         self,
-        parameters: Parameters,
+        unfitted: Parameters,
         dtype: torch.dtype,
         *,
         rank: int | None,
@@ -56,19 +44,10 @@ class MixtureModel(nn.Module):
         allow_tf32: bool,
         distributed: bool,
     ) -> None:
-        super().__init__()
-        self.n_components, self.n_features = parameters.n_components, parameters.n_features
-        self.covariance_type, self.rank = parameters.scale.covariance_type, rank
+        super().__init__(unfitted, dtype, rank=rank, component_labels=component_labels, allow_tf32=allow_tf32)
         self.learn_dof = learn_dof
-        self.component_labels = component_labels
         self.chunk_size = chunk_size
-        self.allow_tf32 = allow_tf32
         self.distributed = distributed
-        for name, tensor in parameters.tensors().items():
-            self.register_buffer(name, tensor.to(dtype))
-        self.register_buffer("fitted", torch.zeros((), device=parameters.means.device))
-        self._prepared: Density | None = None
-        self._prepared_from: list[tuple[Tensor, int]] = []
 
     # ---------------------------------------------------------------- asking
     # Rows are a tensor (n, d), of which the answers are differentiable, or data of any size, as for `fit`.
@@ -92,12 +71,6 @@ class MixtureModel(nn.Module):
         responsibilities = self(x)[:, classes >= 0]
         total = responsibilities.new_zeros(len(x), int(classes.max()) + 1)
         return total.index_add(1, classes[classes >= 0], responsibilities)
-
-    @property
-    def classes(self) -> Tensor:
-        """The class (K,) of each component: `component_labels`, or its number."""
-        given = range(self.n_components) if self.component_labels is None else self.component_labels
-        return torch.tensor(list(given), device=self.means.device)
 
     @of_any_size
     def top_responsibilities(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -169,11 +142,6 @@ class MixtureModel(nn.Module):
         """ν/(ν−2), of the variances of each component over its scales: (K,). Infinite where ν ≤ 2."""
         varying = torch.where(self.dof > 2, self.dof / (self.dof - 2), float("inf"))
         return torch.where(self.dof.isinf(), 1.0, varying)
-
-    def require_fitted(self) -> None:
-        """Raise a `RuntimeError` unless there are parameters to ask."""
-        if self._latest() is None:
-            raise RuntimeError("this StudentTMixture is not fitted yet: call fit or partial_fit first")
 
     # ---------------------------------------------------------------- asking data of any size
 
@@ -268,65 +236,6 @@ class MixtureModel(nn.Module):
             may_be_empty=may_be_empty or self.has_company,
         )
 
-    # ---------------------------------------------------------------- parameters
-
-    @property
-    def structure(self) -> type[Scale]:
-        """The class of the scale matrices."""
-        return STRUCTURES[self.covariance_type]
-
-    def snapshot(self) -> Parameters:
-        """The parameters as one value."""
-        scale = self.structure(**{name: getattr(self, name) for name in self.structure.constraints})
-        return Parameters(self.weights, self.means, scale, self.dof)
-
-    def plain_state(self) -> dict[str, Tensor]:
-        """The `state_dict` that the mixture would have without `train_by_gradients`."""
-        state = {name: x for name, x in self.state_dict().items() if not name.startswith("parametrizations.")}
-        return {**state, **self.snapshot().tensors()}
-
-    def adopt(self, parameters: Parameters) -> None:
-        """Make these the parameters of the module.
-
-        Raises:
-            ValueError: they are too large or too small for its dtype. Nothing has changed then.
-        """
-        if self.means.dtype is torch.float16:  # every other dtype holds what can be fitted to data below 1e15
-            parameters.check_range(self.means.dtype)
-        with torch.no_grad():
-            for name, value in parameters.tensors().items():
-                current = getattr(self, name)
-                # Row-major, as it will be when it comes back from a file: other layouts may round differently.
-                value = value.to(current).clone(memory_format=torch.contiguous_format)
-                if name in self._parameters:
-                    self._parameters[name].copy_(value)  # type: ignore[union-attr]
-                else:
-                    setattr(self, name, value)
-        self.fitted = torch.ones_like(self.fitted)
-        self._prepare()
-
-    def train_by_gradients(self) -> Self:
-        """Turn the parameters into `nn.Parameter`s, so that an optimizer can train them through `log_prob`.
-
-        Weights stay on the simplex, scales positive definite and finite ν positive. `fit` still works. It cannot be
-        undone, and the module can then no longer be pickled.
-        """
-        with torch.no_grad():  # a weight of zero has no finite unconstrained value
-            self.weights = self.weights.clamp(min=torch.finfo(self.weights.dtype).tiny)
-        tensors = {"weights": constraints.simplex, "means": constraints.real, **self.structure.constraints}
-        if not self.dof.isinf().any():
-            tensors["dof"] = constraints.positive
-        train_by_gradients(self, tensors)
-        return self
-
-    def full_precision(self) -> AbstractContextManager[None]:
-        """A block whose products nothing outside makes less precise."""
-        return full_precision(self.means.device, allow_tf32=self.allow_tf32)
-
-    def exact_arithmetic(self) -> AbstractContextManager[None]:
-        """The same without autograd, for what is kept."""
-        return exact_arithmetic(self.means.device, allow_tf32=self.allow_tf32)
-
     @property
     def has_company(self) -> bool:
         """Whether other processes bring rows, too."""
@@ -365,71 +274,3 @@ class MixtureModel(nn.Module):
         if torch.compiler.is_compiling() or any(tensor.requires_grad for tensor in self._sources()):
             density = Density(self.snapshot(), density.dtype)  # within the graph
         return density, density.mahalanobis(density.features(x))
-
-    def _latest(self) -> Density | None:
-        """The component densities, prepared anew only if a buffer has changed since; None if not fitted."""
-        if not torch.compiler.is_compiling() and not self._is_prepared():
-            self._prepare()
-        return self._prepared
-
-    def _sources(self) -> list[Tensor]:
-        """The tensors that the parameters are made of."""
-        buffers = [buffer for buffer in self._buffers.values() if buffer is not None]
-        return [*buffers, *self.parameters()] if "parametrizations" in self._modules else buffers
-
-    def _is_prepared(self) -> bool:
-        sources = self._sources()
-        return len(sources) == len(self._prepared_from) and all(
-            now is tensor and now._version == version for now, (tensor, version) in zip(sources, self._prepared_from)
-        )
-
-    def _prepare(self) -> None:
-        """Work out what all questions need; the one place that asks the device whether the mixture is fitted."""
-        sources = self._sources()
-        self._prepared, self._prepared_from = None, []
-        if self.means.is_meta or not bool(self.fitted):
-            return
-        with self.exact_arithmetic():
-            self._prepared = working_density(self.snapshot(), self.means.dtype)
-        if not any(tensor.is_inference() for tensor in sources):  # they count no versions
-            self._prepared_from = [(tensor, tensor._version) for tensor in sources]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        self._prepare()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None, "_prepared_from": []}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._prepare()
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        metadata: dict[str, Any],
-        strict: bool,
-        missing: list[str],
-        unexpected: list[str],
-        errors: list[str],
-    ) -> None:
-        # A mixture is loaded whole or not at all: half of one would pass for fitted.
-        own = self.state_dict(prefix=prefix, keep_vars=True)
-        wrong = [name for name in own.keys() & state_dict.keys() if state_dict[name].shape != own[name].shape]
-        if not wrong and own.keys() <= state_dict.keys():
-            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-            self._prepare()
-            return
-        missing.extend(name for name in own if strict and name not in state_dict)
-        errors.extend(
-            f"size mismatch for {name}: {tuple(state_dict[name].shape)} in the state, {tuple(own[name].shape)} here"
-            for name in sorted(wrong)
-        )
-        # What is inside, whose turn is next, stays with the parameters.
-        for child, module in self.named_children():
-            for name in [name for name in state_dict if name.startswith(f"{prefix}{child}.")]:
-                del state_dict[name]
-            module.state_dict(destination=state_dict, prefix=f"{prefix}{child}.")
