@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import multiprocessing
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -196,16 +197,48 @@ def accuracy(network: nn.Module, data: Split) -> tuple[float, float]:
     return 100 * float(correct.double().mean()), 100 * float(correct[rare].double().mean())
 
 
-def scores(seed: int, n_labelled: int, arms: list[str], name: str, path: Path | None, steps: int | None):
-    """The accuracies of the base and of all arms from one seed: {arm: (all classes, rare classes)}."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore", RuntimeWarning)  # of components that were started anew
-    kind = DATA_SETS[name]
-    data = kind.split(seed, n_labelled, path)
-    shared = Training(kind, data, seed).run(kind.shared_steps if steps is None else 0)
-    added = {"base": None, **{arm: ARMS[arm](kind.width) for arm in arms}}
-    steps = kind.steps if steps is None else steps
-    return {arm: accuracy(shared.copy().run(steps, loss).network, data) for arm, loss in added.items()}
+@dataclass(frozen=True)
+class Experiment:
+    """What is compared: so many labels of each class, arms, and steps of each; and where its accuracies are kept.
+
+    Attributes:
+        name: of the data set; `path` is where it lies, if it is no part of scikit-learn.
+        n_labelled: images of each class with labels.
+        arms: keys of `ARMS`.
+        shared_steps: of the base, which all arms start from.
+        steps: of each arm after them.
+        kept: a folder with the accuracies of each seed, if they are to be kept.
+    """
+
+    name: str
+    path: Path | None
+    n_labelled: int
+    arms: tuple[str, ...]
+    shared_steps: int
+    steps: int
+    kept: Path | None
+
+    def scores(self, seed: int) -> dict[str, tuple[float, float]]:
+        """The accuracies of the base and of all arms from one seed, {arm: (all classes, rare classes)}; none twice."""
+        record = None if self.kept is None else self.kept / f"{self}-seed-{seed}.json"
+        done = json.loads(record.read_text()) if record and record.exists() else {}
+        missing = [arm for arm in ("base", *self.arms) if arm not in done]
+        if missing:
+            torch.set_num_threads(1)
+            warnings.simplefilter("ignore", RuntimeWarning)  # of components that were started anew
+            kind = DATA_SETS[self.name]
+            data = kind.split(seed, self.n_labelled, self.path)
+            shared = Training(kind, data, seed).run(self.shared_steps)
+            for arm in missing:
+                added = None if arm == "base" else ARMS[arm](kind.width)
+                done[arm] = accuracy(shared.copy().run(self.steps, added).network, data)
+                if record:
+                    record.parent.mkdir(parents=True, exist_ok=True)
+                    record.write_text(json.dumps(done, indent=1))
+        return {arm: done[arm] for arm in ("base", *self.arms)}
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.n_labelled}-labels-{self.shared_steps}-and-{self.steps}-steps"
 
 
 def interval(values: np.ndarray) -> str:
@@ -240,19 +273,23 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[1, 2, 5], help="labelled images of each class")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="of each arm, without any that all arms share, for a try")
+    parser.add_argument("--shared-steps", type=int, help="of the base, which all arms start from")
+    parser.add_argument("--steps", type=int, help="of each arm after them")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--output", type=Path, default=HERE / "FEW_LABELS.md")
+    parser.add_argument("--kept", type=Path, help="a folder from which the same command goes on, with the same code")
     asked = parser.parse_args()
     seeds, kind = range(asked.first_seed, asked.first_seed + asked.seeds), DATA_SETS[asked.data]
+    shared_steps = kind.shared_steps if asked.shared_steps is None else asked.shared_steps
+    steps = kind.steps if asked.steps is None else asked.steps
     lines = [f"# Few labels: {kind.title}, long-tailed", "", __doc__.split("\n\n")[1], ""]
-    steps = f"{kind.shared_steps} shared steps and {kind.steps}" if asked.steps is None else str(asked.steps)
-    lines += [f"{len(seeds)} seeds from {seeds[0]}, {steps} steps of each arm, torch {torch.__version__}.", ""]
+    length = f"{shared_steps} shared steps and {steps} of each arm"
+    lines += [f"{len(seeds)} seeds from {seeds[0]}, {length}, torch {torch.__version__}.", ""]
     for m in asked.labels:
-        run = partial(scores, n_labelled=m, arms=asked.arms, name=asked.data, path=asked.path, steps=asked.steps)
+        trial = Experiment(asked.data, asked.path, m, tuple(asked.arms), shared_steps, steps, asked.kept)
         with ProcessPoolExecutor(asked.jobs, multiprocessing.get_context("spawn")) as pool:
-            runs = list(tqdm(pool.map(run, seeds), total=len(seeds), desc=f"{m} labels a class"))
+            runs = list(tqdm(pool.map(trial.scores, seeds), total=len(seeds), desc=f"{m} labels a class"))
         lines += [f"## {m} labelled image{'s' * (m > 1)} of each class", "", *table(runs, asked.arms)]
         asked.output.write_text("\n".join(lines))
     print("\n".join(lines))
