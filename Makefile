@@ -15,6 +15,9 @@ OPEN_CLIP_NEEDS := regex wcwidth huggingface_hub
 PEERS := tgmm
 PEERS_NEED := seaborn
 
+# Some machines forbid Python to keep bytecode: then every process of the tests compiles torch anew, in twice the time.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test quick coverage lint docs bench clean
 
 demo: $(DEMO_VENV)/.installed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import re
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from tests.processes import FORKED
 
 from tmixture import StudentTMixture
 
@@ -251,5 +251,4 @@ class Worker:
 
     @staticmethod
     def _new() -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,))
+        return ProcessPoolExecutor(1, FORKED, initializer=torch.set_num_threads, initargs=(1,))

@@ -1,10 +1,8 @@
-"""What each of two processes does for `test_distributed`: `python process.py rank folder task`."""
+"""What each of two processes does for `test_distributed`."""
 
 import copy
 import os
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -209,18 +207,11 @@ def lost(rank, folder):
         return str(error), type(error.__cause__).__name__, bool(mixture.fitted)
 
 
+TASKS = {"equality": equality, "failing": failing, "lost": lost}
+
+
 def main(rank, folder, task):
-    torch.manual_seed(rank)  # global random states differ, as between real processes
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
-    torch.save({"equality": equality, "failing": failing, "lost": lost}[task](rank, folder), folder / f"{rank}.pt")
-    try:
-        if task != "lost":
-            dist.barrier()
-    finally:
-        # Gloo's threads may outlive the group for a moment, and then abort an interpreter that is shutting down.
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    torch.save(TASKS[task](rank, folder), folder / f"{rank}.pt")
+    if task != "lost":
+        dist.barrier()

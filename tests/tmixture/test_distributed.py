@@ -1,13 +1,11 @@
 """Two processes with a share of the data each end with the parameters of one process with all of it, or all fail."""
 
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.processes import run_ranks
 
 from tmixture import StudentTMixture
 
@@ -16,21 +14,9 @@ from . import process
 pytestmark = pytest.mark.slow
 
 
-def run(task, folder):
-    """The return codes of both processes, once they have ended, and what they wrote on stderr."""
-    script = Path(__file__).with_name("process.py")
-    running = [
-        subprocess.Popen([sys.executable, script, str(rank), folder, task], stderr=subprocess.PIPE, text=True)
-        for rank in range(process.WORLD)
-    ]
-    errors = [child.communicate(timeout=250)[1] for child in running]
-    return [child.returncode for child in running], errors
-
-
 def results_of(task, folder):
     """What both processes return from a task."""
-    codes, errors = run(task, folder)
-    assert codes == [0, 0], errors
+    assert run_ranks(process.main, process.WORLD, folder, task) == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(process.WORLD)]
 
 
@@ -126,8 +112,7 @@ def test_errors_that_concern_all_processes(failed, call, errors, started):
 
 
 def test_a_process_that_dies_is_named(tmp_path):
-    codes, errors = run("lost", tmp_path)
-    assert codes == [0, -signal.SIGKILL], errors
+    assert run_ranks(process.main, process.WORLD, tmp_path, "lost") == [0, -signal.SIGKILL]
     message, cause, fitted = torch.load(tmp_path / "0.pt")
     assert message.startswith("a process of the group stopped answering (rank: 1): it died, or took longer than")
     assert issubclass(getattr(torch.distributed, cause, RuntimeError), RuntimeError)

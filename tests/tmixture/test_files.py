@@ -1,7 +1,6 @@
 """`save` and `load`: everything comes back, nothing executes, nothing half-written is trusted."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tests.processes import FORKED
 
 from tmixture import PowerDecay, StudentTMixture
 
@@ -150,7 +150,7 @@ def save_for_ever(path):
 @pytest.mark.slow
 def test_a_killed_write_leaves_a_whole_file(tmp_path):
     path = tmp_path / "mixture.safetensors"
-    process = multiprocessing.get_context("spawn").Process(target=save_for_ever, args=(path,), daemon=True)
+    process = FORKED.Process(target=save_for_ever, args=(path,), daemon=True)
     process.start()
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline:

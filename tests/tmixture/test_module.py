@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from tests.processes import FORKED
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -187,7 +188,7 @@ class Labelled(Dataset):
 def test_workers_of_a_loader_get_it():
     x = blobs(n=64)
     mixture = StudentTMixture(3, 3, generator=0).fit(x)
-    loader = DataLoader(Labelled(x, mixture), batch_size=16, num_workers=1, multiprocessing_context="spawn")
+    loader = DataLoader(Labelled(x, mixture), batch_size=16, num_workers=1, multiprocessing_context=FORKED)
     assert torch.equal(torch.cat(list(loader)), mixture.predict(x))
 
 

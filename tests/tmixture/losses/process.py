@@ -1,11 +1,4 @@
-"""What each of two processes does for `test_distributed`: `python process.py rank world_size folder`.
-
-With a world size of 1 it does with the joined batches what the others do with theirs.
-"""
-
-import os
-import sys
-from pathlib import Path
+"""What each of two processes does for `test_distributed`, and one alone with the joined batches."""
 
 import torch
 import torch.distributed as dist
@@ -14,6 +7,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterTripletLoss
 
+WORLD = 2
 SETTINGS = {
     "streaming": {},
     "memory": {"memory_size": 40, "miner": "hard"},
@@ -151,27 +145,18 @@ def alone(rank, world_size):
         return {"error": str(error)}
 
 
-def main(rank, world_size, folder):
-    torch.manual_seed(rank)  # global random states differ, as between real processes
-    if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+def everything(rank, world_size):
+    """The results of all that can be done alone as well."""
     results = {f"train {name}": train(rank, world_size, settings) for name, settings in SETTINGS.items()}
     results |= {f"stream {name}": stream(rank, world_size, settings) for name, settings in SETTINGS.items()}
     results |= {f"known {name}": known(rank, world_size, settings) for name, settings in SETTINGS.items()}
-    results["uneven"] = uneven(rank, world_size)
-    if world_size > 1:
-        results |= {"failing": failing(rank, world_size), "alone": alone(rank, world_size)}
-        for name, settings in SETTINGS.items():
-            results[f"checkpoint {name}"] = checkpoint_of_rank_zero(rank, world_size, settings)
-    torch.save(results, folder / f"{rank} of {world_size}.pt")
-    if world_size > 1:
-        try:
-            dist.barrier()
-        finally:
-            # Gloo's threads may outlive the group for a moment, and then abort an interpreter that is shutting down.
-            os._exit(0)
+    return {**results, "uneven": uneven(rank, world_size)}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+def main(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    results = {**everything(rank, WORLD), "failing": failing(rank, WORLD), "alone": alone(rank, WORLD)}
+    for name, settings in SETTINGS.items():
+        results[f"checkpoint {name}"] = checkpoint_of_rank_zero(rank, WORLD, settings)
+    torch.save(results, folder / f"{rank}.pt")
+    dist.barrier()

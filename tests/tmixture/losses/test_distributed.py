@@ -1,32 +1,20 @@
 """Two processes (gloo) do together what one process does with the joined batch."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tests.processes import run_ranks
 
 from . import process
 
 pytestmark = pytest.mark.slow
-
-PROCESSES = [(0, 2), (1, 2), (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each of two processes and a single one come to."""
     folder = tmp_path_factory.mktemp("processes")
-    script = Path(__file__).with_name("process.py")
-    running = [
-        subprocess.Popen([sys.executable, script, str(rank), str(size), folder], stderr=subprocess.PIPE, text=True)
-        for rank, size in PROCESSES
-    ]
-    for child in running:
-        _, errors = child.communicate(timeout=200)
-        assert child.returncode == 0, errors
-    return [torch.load(folder / f"{rank} of {size}.pt") for rank, size in PROCESSES]
+    assert run_ranks(process.main, process.WORLD, folder) == [0, 0]
+    return [*(torch.load(folder / f"{rank}.pt") for rank in range(process.WORLD)), process.everything(0, 1)]
 
 
 @pytest.mark.parametrize(
