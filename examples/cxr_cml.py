@@ -329,7 +329,7 @@ def make_trainer(
         stage = (arm.stage or ClusterStage)(
             arm,
             model.embedding_size,
-            n_components=arm.n_components or config.n_components,
+            n_components=arm.n_components or (config.n_components if arm.labelled == 1 else data.labels.shape[1]),
             dof=arm.dof or config.dof,
             seed=seed,
         ).to(config.device)

@@ -1,5 +1,10 @@
 """One thread per test process: the tests' tensors are small, and two threads on a busy machine wait for each other."""
 
+import os
+
+# Before NumPy is loaded, whose linear algebra reads them then; for the processes that tests start, too.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 import pytest
 import torch
 from hypothesis import settings

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["torch", "torch.distributed", "tmixture", "tmixture.losses"])
+FORKED.set_forkserver_preload(["torch.distributed", "tmixture.losses", "cxr.simulation.writing", "cxr.data.images"])
 
 
 def run_ranks(task: Callable[..., object], size: int, folder: Path, *arguments: object) -> list[str | int]:

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.mixture import GaussianMixture
 from torch.utils.data import DataLoader
 
-from tmixture import StudentTMixture, model
+from tmixture import StudentTMixture, state
 
 from .helpers import CLOSED_FORM, STRUCTURES, in_turn, of
 
@@ -267,8 +267,8 @@ def test_the_densities_are_prepared_once_for_the_same_parameters(monkeypatch, ch
     """Asked ten times, a mixture factorises its matrices once; after a change of a buffer it does so anew."""
     x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     mixture = StudentTMixture(2, 3, covariance_type="full", generator=0).fit(x)
-    prepared, real = [], model.working_density
-    monkeypatch.setattr(model, "working_density", lambda *args: prepared.append(args) or real(*args))
+    prepared, real = [], state.working_density
+    monkeypatch.setattr(state, "working_density", lambda *args: prepared.append(args) or real(*args))
     for _ in range(10):
         before = mixture.log_prob(x)
     assert prepared == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,12 @@ class Texts:
 
     tokens: Tensor
     ids: Tensor
+
+    def of(self, rows: Tensor) -> Texts:
+        """The captions of these images alone: the others have none."""
+        ids = torch.full_like(self.ids, -1)
+        ids[rows] = self.ids[rows]
+        return replace(self, ids=ids)
 
 
 def tokenize(model: ClipModel, captions: Sequence[Sequence[str | None]]) -> Texts:

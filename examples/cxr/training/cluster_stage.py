@@ -16,10 +16,6 @@ from tmixture.losses import ClusterTripletLoss, ClusterWeights, inverse
 # A sample of a rare cluster, or an outlier, counts at most so many times as much as the median sample.
 WEIGHT_LIMIT = 5.0
 
-# A batch makes up this share of what the mixture knows after it: of 32 rows, the last few hundred count. Features move
-# fast enough that those from an epoch ago fit no cluster any more, and then every sample looks like an outlier.
-DRIFT_RATE = 0.05
-
 # Over how many of the latest rows the weights have a mean of one.
 RECENT_ROWS = 1024
 
@@ -28,7 +24,8 @@ class ClusterStage(nn.Module):
     """What an arm adds to the contrastive loss of a batch.
 
     The mixture is fitted to the training part before the first epoch (the paper's 40 components cannot be fitted to a
-    batch of 32), and from then on follows the features from batch to batch. Sample weights have a mean of one over the
+    batch of 32), and from then on to the latest rows, every few batches: those from an epoch ago fit no cluster any
+    more, as the features move, and then every sample looks like an outlier. Sample weights have a mean of one over the
     latest batches, as label weights have over the training part: a batch of rare samples counts for more.
 
     Args:
@@ -43,8 +40,8 @@ class ClusterStage(nn.Module):
         super().__init__()
         self.arm = arm
         width = 2 * embedding_size if arm.features == "joint" else embedding_size
-        mixture = StudentTMixture(n_components, width, dof=dof, step_size=DRIFT_RATE, generator=seed)
-        self.metric = ClusterTripletLoss(mixture, margin=arm.margin, refit="external")
+        mixture = StudentTMixture(n_components, width, dof=dof, generator=seed)
+        self.metric = ClusterTripletLoss(mixture, margin=arm.margin, shuffle=arm.shuffle_labels)
         self.weights = ClusterWeights(
             mixture, mass=inverse(arm.mass_exponent), outlier=True, limit=WEIGHT_LIMIT, recent=RECENT_ROWS
         )
@@ -55,22 +52,23 @@ class ClusterStage(nn.Module):
         """The mixture."""
         return self.metric.mixture
 
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (B,) of the contrastive loss's terms, and the metric loss, from embeddings (B, d)."""
+    def forward(self, images: Tensor, texts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (B,) of the contrastive loss's terms, and the metric loss.
+
+        Args:
+            images: embeddings (B, d).
+            texts: of their captions (B, d).
+            known: the rarest finding (B,) of each image whose labels are known, -1 elsewhere. CXR-CML does not ask.
+        """
         ones = torch.ones(len(images), device=images.device)
         if self.arm.released:
             return ones, self.released(images, texts)
         features = self.features(images, texts).detach()
-        self.mixture.partial_fit(features)
+        metric = self.metric(images, cluster_embeddings=features)
         weights = self.weights(features) if self.arm.cluster_weights else ones
         if self.arm.shuffle_weights:
             weights = weights[torch.randperm(len(weights))]
-        if not self.arm.metric_weight:
-            return weights, images.sum() * 0
-        if self.arm.shuffle_labels:
-            labels = self.mixture.predict(features)[torch.randperm(len(features))]
-            return weights, self.metric(images, labels)
-        return weights, self.metric(images, cluster_embeddings=features)
+        return weights, metric
 
     def features(self, images: Tensor, texts: Tensor) -> Tensor:
         """What the mixture clusters: unit-norm embeddings of images, of texts, or both side by side."""

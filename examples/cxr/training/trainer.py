@@ -94,6 +94,9 @@ class Trainer:
         self.model, self.data, self.split, self.arm, self.schedule = model, data, split, arm, schedule
         self.stage = stage
         self.folder = folder
+        self.labelled = labelled_rows(split.train, arm.labelled, schedule.seed)
+        self.texts = data.texts if arm.labelled == 1 else data.texts.of(self.labelled)
+        self.known = rarest_findings(data.labels, torch.from_numpy(split.train) if arm.true_labels else self.labelled)
         self.contrastive = ContrastiveLoss(schedule.duplicates)
         self.label_weights = LabelWeights(data.labels[split.train].astype(np.uint8)) if arm.label_weights else None
         self.optimizer = torch.optim.AdamW(
@@ -162,13 +165,13 @@ class Trainer:
             if self.schedule.augment:
                 pixels = augment(pixels[:, :1], self.augmentation)  # grey: one channel says it all
             images = self.model.encode_image(pixels)
-            texts, caption_ids = encode_captions(self.model, self.data.texts, rows, self.epoch)
+            texts, caption_ids = encode_captions(self.model, self.texts, rows, self.epoch)
         weights = torch.ones(len(rows), device=device)
         if self.label_weights is not None:
             weights = weights * self.label_weights(labels).to(device)
         metric = images.new_zeros(())
         if self.stage is not None:
-            cluster_weights, metric = self.stage(images, texts)
+            cluster_weights, metric = self.stage(images, texts, self.known[rows].to(device))
             weights = weights * cluster_weights
         contrastive = self.contrastive(
             images, texts, self.model.logit_scale, caption_ids=caption_ids, labels=labels.to(device), weights=weights
@@ -179,7 +182,7 @@ class Trainer:
     def _embeddings(self) -> tuple[Tensor, Tensor]:
         """Image and text embeddings (n, d) of the training part."""
         self.model.eval()
-        rows, texts = torch.from_numpy(self.split.train), self.data.texts
+        rows, texts = torch.from_numpy(self.split.train), self.texts
         parts = rows.split(256)
         images = torch.cat([self.model.encode_image(self._pixels(part)) for part in parts])
         return images, torch.cat([encode_captions(self.model, texts, part)[0] for part in parts])
@@ -221,10 +224,18 @@ class Trainer:
         self._save()
 
     def _batches(self) -> list[Tensor]:
-        """The epoch's batches: an order that depends on the seed and the epoch alone, the same for every arm."""
+        """The epoch's batches: an order that depends on the seed and the epoch alone, the same for every arm.
+
+        Where few images are labelled, as many of them stand before the others of each batch.
+        """
         generator = torch.Generator().manual_seed(self.schedule.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(self.split.train), generator=generator)
-        return list(torch.from_numpy(self.split.train)[order].split(self.schedule.batch_size))
+        train, size = torch.from_numpy(self.split.train), self.schedule.batch_size
+        batches = train[torch.randperm(len(train), generator=generator)].split(size)
+        if self.arm.labelled == 1:
+            return list(batches)
+        rounds = -(-len(batches) * size // len(self.labelled))
+        few = [self.labelled[torch.randperm(len(self.labelled), generator=generator)] for _ in range(rounds)]
+        return [torch.cat(pair) for pair in zip(torch.cat(few).split(size), batches)]
 
     def _pixels(self, rows: Tensor) -> Tensor:
         return normalize(torch.from_numpy(self.data.store[rows.numpy()]).to(self.model.device))
@@ -273,6 +284,22 @@ class Trainer:
         torch.set_rng_state(state["random"][0].cpu())
         self.augmentation.set_state(state["random"][1].cpu())
         self.epoch, self.step, self.sums, self.history = state["progress"]
+
+
+def labelled_rows(train: npt.NDArray[np.int64], share: float, seed: int) -> Tensor:
+    """The images (n,) whose labels are known: a share of the training part, the same for every arm."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    return torch.from_numpy(train)[order[: max(1, round(share * len(train)))]]
+
+
+def rarest_findings(labels: npt.NDArray[np.bool_], rows: Tensor) -> Tensor:
+    """Of each of N images the finding (N,) that is rarest among `rows`; -1 for other images, and for those without."""
+    present = torch.from_numpy(labels)[rows]
+    counts = present.sum(0)
+    rarest = torch.where(present, counts, len(rows) + 1).argmin(1)
+    known = torch.full((len(labels),), -1)
+    known[rows] = torch.where(present.any(1), rarest, -1)
+    return known
 
 
 def step_cost(trainer: Trainer) -> dict[str, float]:

@@ -307,6 +307,8 @@ class ClusterLoss(BaseMetricLossFunction):
     def end_epoch(self, data: Tensor | np.ndarray | Iterable[Any] | None = None) -> float:
         """Fit the mixture anew, for instance at the end of an epoch; clusters keep their numbers.
 
+        Before the first step, it gives the loss a mixture that is fitted: then it begins at once.
+
         Args:
             data: what to fit to: embeddings (N, d), or an iterable of batches of embeddings that can be iterated again;
                 of several processes, each gives its own part. None for the memory.
@@ -318,7 +320,9 @@ class ClusterLoss(BaseMetricLossFunction):
             if data is None:
                 churn = self._refit()
             else:
+                is_first = not bool(self.mixture.fitted)
                 churn = refit_mixture(self.mixture, normalized_data(data) if self.normalize else data)
+                self.readiness = torch.ones_like(self.readiness) if is_first else self.readiness
         self._statistics = replace(self._statistics, churn=churn)
         return churn
 

@@ -1,8 +1,6 @@
 import os
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tests.processes import FORKED
 from torch.utils.data import DataLoader
 
 from cxr.data import images as module
@@ -214,27 +213,26 @@ def test_ctrl_c_keeps_what_is_done(root, table, tmp_path, monkeypatch, decoded):
     np.testing.assert_array_equal(store[np.arange(10)], [decode(root / path, 32) for path in table["path"]])
 
 
+def decode_slowly(table, root, cache):
+    """Decode images one by one, with pauses."""
+    module.CHUNK, module.decode = 1, lambda path, size: (time.sleep(0.1), decode(path, size))[1]
+    decode_images(table, root, cache, size=32)
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(root, table, tmp_path, decoded):
-    table.to_csv(tmp_path / "table.csv")
-    script = f"""
-import time, pandas as pd
-from cxr.data import images
-decode = images.decode
-images.CHUNK, images.decode = 1, lambda path, size: (time.sleep(0.1), decode(path, size))[1]
-images.decode_images(pd.read_csv({str(tmp_path / "table.csv")!r}), {str(root)!r}, {str(tmp_path / "cache")!r}, size=32)
-"""
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+    process = FORKED.Process(target=decode_slowly, args=(table, root, tmp_path / "cache"))
+    process.start()
     try:
         deadline = time.monotonic() + 60
         n_done = 0
-        while n_done < 3 and process.poll() is None and time.monotonic() < deadline:
+        while n_done < 3 and process.exitcode is None and time.monotonic() < deadline:
             time.sleep(0.02)
             n_done = sum(np.count_nonzero(np.load(file)) for file in (tmp_path / "cache").glob("images-*/stamps.npy"))
     finally:
         process.kill()
-    assert process.wait() == -signal.SIGKILL
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert n_done >= 3
     store = decode_images(table, root, tmp_path / "cache", size=32)
     assert 0 < len(decoded) <= 10 - n_done

@@ -1,10 +1,7 @@
 """The simulated cohort: its labels, its pictures, its files."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tests.processes import FORKED
 
 from cxr.reporting.contact_sheet import contact_sheet
 from cxr.simulation.anatomy import LEFT, RIGHT, posed, sample_anatomy, sample_view
@@ -290,21 +288,18 @@ def test_settings_out_of_range_name_the_argument_and_write_nothing(tmp_path: Pat
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_run_leaves_nothing_that_is_trusted(tmp_path: Path):
     root = tmp_path / "cohort"
-    code = (
-        "from pathlib import Path; from cxr.simulation.writing import simulate_cohort;"
-        f"simulate_cohort(Path({str(root)!r}), n_images=100_000, image_size=16, workers=1, progress=False)"
-    )
-    examples = str(Path(__file__).parents[3] / "examples")
-    run = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": examples})
+    settings = {"n_images": 100_000, "image_size": 16, "workers": 1, "progress": False}
+    run = FORKED.Process(target=simulate_cohort, args=(root,), kwargs=settings)
+    run.start()
     try:
         deadline = time.monotonic() + 60
         while not any(tmp_path.rglob("*.jpg")):
             assert time.monotonic() < deadline
-            assert run.poll() is None
+            assert run.exitcode is None
             time.sleep(0.05)
     finally:
         run.kill()
-        run.wait()
+        run.join()
     assert not root.exists()
     again = small_cohort(root, image_size=16)
     assert contents(again) == contents(small_cohort(tmp_path / "fresh", image_size=16))

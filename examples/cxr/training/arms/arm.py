@@ -26,6 +26,9 @@ class Arm:
         dof: degrees of freedom of the mixture; None is the configuration's.
         n_components: of the mixture; None is the configuration's.
         batch_size: None is the configuration's.
+        labelled: share of the training images whose labels are known. The others bring no caption; every batch holds as
+            many labelled images as others then.
+        true_labels: upper bound: the cluster stage is told the labels of all images.
         shuffle_weights: control: the weights of a batch in random order.
         shuffle_labels: control: the pseudo-labels of a batch in random order.
         released: the loss as the authors' released code computes it, in place of the cluster triplet loss.
@@ -44,6 +47,8 @@ class Arm:
     dof: float | None = None
     n_components: int | None = None
     batch_size: int | None = None
+    labelled: float = 1.0
+    true_labels: bool = False
     shuffle_weights: bool = False
     shuffle_labels: bool = False
     released: bool = False

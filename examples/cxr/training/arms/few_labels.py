@@ -1,0 +1,124 @@
+"""Arms that know the labels of few images, and see the others alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize, one_hot
+
+from cxr.training.arms.arm import Arm
+from cxr.training.cluster_stage import ClusterStage
+from tmixture import StudentTMixture
+from tmixture.losses import ClusterLoss, CoMembershipLoss
+from tmixture.losses.memory import EmbeddingMemory
+
+# Each mean is held near its labelled images as by so many rows.
+ANCHOR_ROWS = 100
+# What the nearest centroid is found among, as many as a mixture is fitted to.
+RECENT_ROWS = 1024
+
+
+class KnownLabelStage(ClusterStage):
+    """A contrast by co-membership: images attract each other as far as the mixture puts them into one class.
+
+    A component for each finding, of which images that are labelled keep the rarest that they have.
+
+    Args:
+        arm: the arm.
+        embedding_size: d.
+        n_components: number of findings.
+        dof: of the mixture.
+        seed: of its initialisation.
+    """
+
+    def __init__(self, arm: Arm, embedding_size: int, *, n_components: int, dof: float, seed: int) -> None:
+        nn.Module.__init__(self)
+        self.arm = arm
+        mixture = StudentTMixture(
+            n_components, embedding_size, dof=dof, covariance_type="tied", anchor_rows=ANCHOR_ROWS, generator=seed
+        )
+        self.metric = ClusterLoss(mixture, CoMembershipLoss(), shuffle=arm.shuffle_labels)
+
+    def forward(self, images: Tensor, texts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Ones (B,), and the contrast."""
+        return torch.ones(len(images), device=images.device), self.metric(images, known)
+
+    def fit(self, images: Tensor, texts: Tensor) -> None:
+        """Nothing yet: the mixture is fitted to the first rows that come with their labels."""
+
+
+class CentroidStage(ClusterStage):
+    """Control: the same contrast by the nearest mean of the labelled images, in place of a mixture.
+
+    Args:
+        arm: the arm.
+        embedding_size: d.
+        n_components: number of findings.
+        dof: of no use here.
+        seed: of no use here.
+    """
+
+    def __init__(self, arm: Arm, embedding_size: int, *, n_components: int, dof: float, seed: int) -> None:
+        nn.Module.__init__(self)
+        self.n_classes, self.loss = n_components, CoMembershipLoss()
+        self.memory = EmbeddingMemory(RECENT_ROWS, embedding_size)
+
+    def forward(self, images: Tensor, texts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Ones (B,), and the contrast."""
+        images = normalize(images.float(), dim=1)
+        self.memory.push(images.detach(), None, known)
+        p = self.memberships(images.detach(), known)
+        terms = self.loss.soft_terms(images, p, images, p, apart=False)
+        return torch.ones(len(images), device=images.device), self.loss.reducer(terms, images, known)
+
+    def memberships(self, images: Tensor, known: Tensor) -> Tensor:
+        """Of each row (B, d) in each class (B, C): its own, or by its distances from the means of the classes."""
+        past = self.memory.content
+        assert past is not None
+        own = one_hot(known.clamp(min=0), self.n_classes).to(images)
+        classes = past.known[past.known >= 0].unique()
+        if len(classes) == 0:
+            return own
+        means = torch.stack([past.embeddings[past.known == label].mean(0) for label in classes])
+        spread = torch.cdist(past.embeddings, means).square().amin(1).mean() / images.shape[1]
+        nearest = torch.zeros_like(own)
+        nearest[:, classes] = (-torch.cdist(images, means).square() / (2 * spread)).softmax(1)
+        return torch.where((known >= 0)[:, None], own, nearest)
+
+    def fit(self, images: Tensor, texts: Tensor) -> None:
+        """Nothing: the means are those of the latest rows."""
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
+        """No clusters."""
+        return np.full(len(images), -1)
+
+
+def arms(percent: int) -> dict[str, Arm]:
+    """The base, the arm and its controls, with the labels of so many percent of the training images."""
+    base = Arm(f"+ {percent} % of the meta labels", labelled=percent / 100)
+    clusters = replace(
+        base, title=f"{base.title}, known clusters", metric_weight=1.0, features="image", stage=KnownLabelStage
+    )
+    return {
+        f"few-{percent}": base,
+        f"few-{percent}-clusters": clusters,
+        f"few-{percent}-centroid": replace(
+            clusters, title=f"{base.title}, control: nearest centroid", stage=CentroidStage
+        ),
+        f"few-{percent}-shuffled": replace(
+            clusters, title=f"{base.title}, control: clusters shuffled", shuffle_labels=True
+        ),
+        f"few-{percent}-true": replace(clusters, title=f"{base.title}, clusters of all true labels", true_labels=True),
+    }
+
+
+ARMS = {**arms(1), **arms(5), **arms(20)}
