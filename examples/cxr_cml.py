@@ -24,7 +24,14 @@ import torch
 import tyro
 
 from cxr.clip import ClipModel, library_of, load_clip
-from cxr.clip.zero_shot import HEALTHY, PROMPTS, encode_classes, encode_images, zero_shot_probabilities
+from cxr.clip.zero_shot import (
+    HEALTHY,
+    PROMPTS,
+    encode_classes,
+    encode_images,
+    without_common_axis,
+    zero_shot_probabilities,
+)
 from cxr.data import READERS
 from cxr.data.captions import PAPER, captions
 from cxr.data.cohort import Cohort, Views, rare_findings
@@ -361,6 +368,7 @@ def test(
         patients=cohort.subject_ids[split.test],
         labels=cohort.labels[split.test],
         probabilities=zero_shot_probabilities(embeddings, classes),
+        without_axis=zero_shot_probabilities(without_common_axis(embeddings), classes),
         embeddings=embeddings,
         clusters=trainer.clusters(torch.from_numpy(embeddings), own_texts),
         train_counts=cohort.labels[split.train].sum(axis=0),

@@ -43,6 +43,13 @@ def zero_shot_probabilities(image_embeddings: FloatArray, class_embeddings: Floa
     return (1 / (1 + np.exp(-margin))).astype(np.float32)
 
 
+def without_common_axis(embeddings: FloatArray) -> FloatArray:
+    """The embeddings (N, d) less what their first principal component tells apart: what is left is about findings."""
+    centred = embeddings - embeddings.mean(axis=0)
+    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
+    return embeddings - np.outer(centred @ axis, axis)
+
+
 def encode_classes(
     model: ClipModel,
     labels: Sequence[str],

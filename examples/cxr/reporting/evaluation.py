@@ -37,6 +37,7 @@ from cxr.reporting.statistics import (
     Interval,
     Macro,
     MacroBootstrap,
+    class_auc,
     class_average_precision,
     delong_covariance,
     delong_test,
@@ -150,10 +151,11 @@ def _scores(result: Result) -> npt.NDArray[np.float64]:
 
 
 def _pairs(arms: list[str], reference: str | None) -> list[tuple[str, str]]:
-    """Every arm with the reference; the key pairs; variants and ablations with the method that they vary."""
+    """Every arm with the reference; the key pairs; variants and ablations with the method; what arms ask for."""
     pairs = [(arm, reference) for arm in arms if reference is not None and arm != reference]
     pairs += [(a, b) for a, b in (("meta", "start"), *KEY_PAIRS) if a in arms and b in arms]
     pairs += [(arm, "cxr-cml") for arm in (*VARIANTS, *ABLATION) if arm in arms and "cxr-cml" in arms]
+    pairs += [(arm, other) for arm in arms if arm in ARMS for other in ARMS[arm].compared_with if other in arms]
     return list(dict.fromkeys(pairs))
 
 
@@ -209,17 +211,19 @@ def _arm(
     precision = {
         key: macro(class_average_precision(result.labels, _scores(result)), rare) for key, result in own.items()
     }
+    bare = [macro(class_auc(result.labels, result.without_axis.astype(np.float64)), rare) for result in own.values()]
     auc, average_precision = {}, {}
     for group in GROUPS:
         intervals = {key: bootstraps[key].interval(arm, group, level=LEVEL) for key in own}
         auc[group] = _score(intervals, {key: bootstraps[key].point[arm][group] for key in own})
-        bare = {key: Interval(precision[key][group].mean, np.nan, np.nan) for key in own}
-        average_precision[group] = _score(bare, {key: precision[key][group] for key in own})
+        alone = {key: Interval(precision[key][group].mean, np.nan, np.nan) for key in own}
+        average_precision[group] = _score(alone, {key: precision[key][group] for key in own})
     return ArmMetrics(
         title=ARMS[arm].title if arm in ARMS else arm,
         trained=_trained(arm),
         n_runs=len(own),
         auc=auc,
+        without_axis={group: float(np.mean([run[group].mean for run in bare])) for group in GROUPS},
         average_precision=average_precision,
         classes={name: _class_auc(own, i) for i, name in enumerate(names)},
         cost=_cost(arm, runs, reference),

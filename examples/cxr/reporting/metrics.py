@@ -95,12 +95,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class ArmMetrics:
-    """One arm over all of its runs: scores by group, AUC by finding, costs by quantity."""
+    """One arm over all of its runs: scores by group, AUC by finding, costs by quantity.
+
+    `without_axis` is the mean AUC, by group, of embeddings without the axis along which they differ most.
+    """
 
     title: str
     trained: bool
     n_runs: int
     auc: dict[str, Score]
+    without_axis: dict[str, float]
     average_precision: dict[str, Score]
     classes: dict[str, Interval | None]
     cost: dict[str, Cost]

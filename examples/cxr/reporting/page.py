@@ -275,6 +275,7 @@ def render(run: dict[str, Any], metrics: Metrics, plates: Sequence[Plate], pictu
         variants=[arm for arm in arms if arm in VARIANTS],
         ablation=ablation_rows(metrics, run["config"]),
         comparisons={(c.a, c.b): c for c in metrics.comparisons},
+        asked_for=[(c.a, c.b) for c in metrics.comparisons if c.a in ARMS and c.b in ARMS[c.a].compared_with],
         costs=[arm for arm in arms if arms[arm].cost],
         answers=answers(metrics),
         key_pairs=[(c.a, c.b) for c in metrics.comparisons if (c.a, c.b) in KEY_PAIRS],

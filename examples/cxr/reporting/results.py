@@ -25,6 +25,7 @@ class Result:
         patients: (n,) patient of each test image.
         labels: (n, C) bool, whether the finding is present.
         probabilities: (n, C) zero-shot probabilities.
+        without_axis: (n, C) the same from image embeddings without their first principal component.
         embeddings: (n, d) unit-norm image embeddings of the test images.
         clusters: (n,) component of each test image in the arm's mixture; -1 for an arm without one.
         train_counts: (C,) positives of each finding in the training part.
@@ -41,6 +42,7 @@ class Result:
     patients: npt.NDArray[np.int64]
     labels: npt.NDArray[np.bool_]
     probabilities: npt.NDArray[np.float32]
+    without_axis: npt.NDArray[np.float32]
     embeddings: npt.NDArray[np.float32]
     clusters: npt.NDArray[np.int64]
     train_counts: npt.NDArray[np.int64]

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from cxr.clip import ClipModel
-from cxr.clip.zero_shot import encode_classes, encode_images, ensemble, zero_shot_probabilities
+from cxr.clip.zero_shot import encode_classes, encode_images, ensemble, without_common_axis, zero_shot_probabilities
 
 LABELS = ("Normal", "Pleural Effusion", "Round(ed) Atelectasis")
 
@@ -124,3 +124,16 @@ def test_bad_input_is_named(model):
         encode_images(model, [], progress=False)
     with pytest.raises(ValueError, match=r"images: \(2, 3, 5, 5\).*\(B, 1 or 3, 4, 4\)"):
         encode_images(model, [torch.randn(2, 3, 5, 5)], progress=False)
+
+
+def test_without_their_common_axis_embeddings_do_not_differ_along_it():
+    rng = np.random.default_rng(0)
+    axis = rng.normal(size=8)
+    axis /= np.linalg.norm(axis)
+    embeddings = rng.normal(size=(200, 8)) + 10 * rng.normal(size=(200, 1)) * axis
+    left = without_common_axis(embeddings)
+    np.testing.assert_allclose(left.mean(0), embeddings.mean(0))
+    assert (left @ axis).std() < 0.2
+    other = rng.normal(size=8)
+    other -= (other @ axis) * axis
+    np.testing.assert_allclose(left @ other, embeddings @ other, atol=1.0)

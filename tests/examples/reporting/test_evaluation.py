@@ -34,6 +34,7 @@ def simulated_result(arm, seed=0, fold=0, n_patients=40, quality=None):
         patients=patients,
         labels=labels,
         probabilities=(1 / (1 + np.exp(-scores))).astype(np.float32),
+        without_axis=(1 / (1 + np.exp(scores))).astype(np.float32),
         embeddings=np.ones((len(patients), 2), np.float32),
         clusters=np.full(len(patients), -1),
         train_counts=4 * labels.sum(axis=0),
@@ -246,6 +247,21 @@ def test_the_cohort_table_counts_positives_and_orders_by_frequency():
     assert {f.name: f.test for f in findings} == pytest.approx(dict(zip(NAMES, counts)))
     assert [f.train for f in findings] == sorted((f.train for f in findings), reverse=True)
     assert {f.name for f in findings if f.rare} == RARE
+
+
+def test_what_is_left_without_the_common_axis():
+    """The simulated results are upside down without it."""
+    metrics = evaluated(simulated_results(["meta", "cxr-cml"], seeds=2))
+    for arm in metrics.arms.values():
+        for group in ("total", "base", "rare"):
+            assert arm.without_axis[group] == pytest.approx(1 - arm.auc[group].value)
+
+
+def test_an_arm_is_compared_with_those_that_it_names():
+    arms = ["few-5", "few-5-clusters", "few-5-centroid", "few-20"]
+    pairs = {(c.a, c.b) for c in evaluated(simulated_results(arms)).comparisons}
+    assert {("few-5-clusters", "few-5"), ("few-5-clusters", "few-5-centroid"), ("few-5-centroid", "few-5")} <= pairs
+    assert ("few-20", "few-5-clusters") not in pairs
 
 
 # Bad input

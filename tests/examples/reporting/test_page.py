@@ -49,6 +49,7 @@ def simulated_result(arm, seed=0, fold=0, quality=1.0):
         patients=patients,
         labels=labels,
         probabilities=(1 / (1 + np.exp(-own.normal(size=labels.shape) - quality * labels))).astype(np.float32),
+        without_axis=np.full(labels.shape, 0.5, np.float32),
         embeddings=(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32),
         clusters=own.integers(0, 5, len(patients)) if has_mixture else np.full(len(patients), -1),
         train_counts=4 * labels.sum(axis=0),

@@ -32,6 +32,7 @@ class Arm:
         shuffle_weights: control: the weights of a batch in random order.
         shuffle_labels: control: the pseudo-labels of a batch in random order.
         released: the loss as the authors' released code computes it, in place of the cluster triplet loss.
+        compared_with: names of arms that the report compares it with, beside "+ meta labels".
         stage: makes what is added to the contrastive loss, in place of `ClusterStage` and from the same arguments: a
             module with its methods.
     """
@@ -52,6 +53,7 @@ class Arm:
     shuffle_weights: bool = False
     shuffle_labels: bool = False
     released: bool = False
+    compared_with: tuple[str, ...] = ()
     stage: Callable[..., ClusterStage] | None = None
 
     @property

@@ -104,20 +104,18 @@ class CentroidStage(ClusterStage):
 
 def arms(percent: int) -> dict[str, Arm]:
     """The base, the arm and its controls, with the labels of so many percent of the training images."""
-    base = Arm(f"+ {percent} % of the meta labels", labelled=percent / 100)
-    clusters = replace(
-        base, title=f"{base.title}, known clusters", metric_weight=1.0, features="image", stage=KnownLabelStage
-    )
+    base = f"few-{percent}"
+    title = f"+ {percent} % of the meta labels"
+    few = Arm(title, labelled=percent / 100)
+    known = replace(few, metric_weight=1.0, features="image", stage=KnownLabelStage, compared_with=(base,))
     return {
-        f"few-{percent}": base,
-        f"few-{percent}-clusters": clusters,
-        f"few-{percent}-centroid": replace(
-            clusters, title=f"{base.title}, control: nearest centroid", stage=CentroidStage
+        base: few,
+        f"{base}-clusters": replace(
+            known, title=f"{title}, known clusters", compared_with=(base, f"{base}-centroid", f"{base}-shuffled")
         ),
-        f"few-{percent}-shuffled": replace(
-            clusters, title=f"{base.title}, control: clusters shuffled", shuffle_labels=True
-        ),
-        f"few-{percent}-true": replace(clusters, title=f"{base.title}, clusters of all true labels", true_labels=True),
+        f"{base}-centroid": replace(known, title=f"{title}, control: nearest centroid", stage=CentroidStage),
+        f"{base}-shuffled": replace(known, title=f"{title}, control: clusters shuffled", shuffle_labels=True),
+        f"{base}-true": replace(known, title=f"{title}, control: all true labels", true_labels=True),
     }
 
 

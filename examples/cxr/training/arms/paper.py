@@ -22,6 +22,7 @@ VARIANTS: dict[str, Arm] = {
     "as-released": Arm("As released", metric_weight=1.0, released=True),
     "weights-only": replace(_CXR_CML, title="CXR-CML without triplets", metric_weight=0.0),
     "outlier-only": replace(_CXR_CML, title="Outlier weights only", metric_weight=0.0, mass_exponent=0.0),
+    "text-weights": replace(_CXR_CML, title="Weights from clusters of texts", metric_weight=0.0, features="text"),
     "triplets-only": replace(_CXR_CML, title="CXR-CML without weights", cluster_weights=False),
     "shuffled-weights": replace(_CXR_CML, title="Control: weights shuffled", shuffle_weights=True),
     "shuffled-labels": replace(_CXR_CML, title="Control: pseudo-labels shuffled", shuffle_labels=True),
