@@ -177,10 +177,12 @@ class Training:
         chosen = data.labelled
         if self.kind.labelled_batch < len(chosen) and self.kind.labelled_batch:
             chosen = chosen[torch.randperm(len(chosen), generator=generator)[: self.kind.labelled_batch]]
-        few = self.network(self.kind.augmented(data.x[chosen].repeat(2, 1, 1, 1), generator))
-        labels = data.y[chosen].repeat(2)
         pairs = torch.arange(BATCH).repeat(2)  # as labels, they make it SimCLR's loss
-        loss = self.contrastive(torch.cat([one, two]), pairs) + self.contrastive(few, labels)
+        loss = self.contrastive(torch.cat([one, two]), pairs)
+        few, labels = one[:0], data.y[chosen].repeat(2)
+        if len(chosen):
+            few = self.network(self.kind.augmented(data.x[chosen].repeat(2, 1, 1, 1), generator))
+            loss = loss + self.contrastive(few, labels)
         if added is not None:
             mixed, known = torch.cat([one, few]), torch.cat([self.known[rows], labels])
             loss = loss + added(mixed, known, torch.cat([data.y[rows], labels]))

@@ -12,6 +12,7 @@ from benchmarks import (
     candidates,
     choices,
     compare,
+    deep_clustering,
     few_labels,
     long_tailed,
     measure,
@@ -131,6 +132,16 @@ def test_few_labels_are_compared_with_their_controls(tmp_path, monkeypatch):
     monkeypatch.setattr(few_labels, "Training", None)  # nothing is trained twice
     few_labels.main()
     assert (tmp_path / "table.md").read_text() == text
+
+
+def test_deep_clusters_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(deep_clustering, "ProcessPoolExecutor", InThisProcess)
+    flags = ["--seeds", "2", "--steps", "12", "--output", str(tmp_path / "table.md")]
+    monkeypatch.setattr(sys, "argv", ["deep_clustering", *flags])
+    deep_clustering.main()
+    text = (tmp_path / "table.md").read_text()
+    for method in (*deep_clustering.METHODS, "the loss's own mixture"):
+        assert text.count(f"| {method} | ") >= 2
 
 
 def test_pictures_are_read_from_a_zip_file_and_augmented(tmp_path):
