@@ -215,5 +215,6 @@ def log_normalizer(df: Tensor, d: int) -> Tensor:
     """
     is_infinite, df = _split_infinite(df)
     z, h = df / 2, d / 2
-    gamma_ratio = (z + h - 0.5) * torch.log1p(h / z) - h + log_gamma_remainder(z + h) - log_gamma_remainder(z)
+    upper, lower = log_gamma_remainder(torch.stack([z + h, z])).unbind()
+    gamma_ratio = (z + h - 0.5) * torch.log1p(h / z) - h + upper - lower
     return torch.where(is_infinite, 0.0, gamma_ratio) - h * math.log(2 * math.pi)

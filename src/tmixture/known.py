@@ -85,6 +85,8 @@ def anchored(rules: Rules, init: str | Tensor, anchor_rows: float, known: KnownR
         known: what is known of rows.
         like: means (K, d) of the dtype and on the device of the parameters.
     """
+    if known is None and not isinstance(init, Tensor):
+        return rules
     means, rows = torch.zeros_like(like), torch.zeros_like(like[:, 0])
     if isinstance(init, Tensor):
         means, rows = init.to(means), torch.full_like(rows, anchor_rows)

@@ -387,7 +387,7 @@ class StudentTMixture(MixtureModel):
             batch,
             self._rules(known.variance),
             self.step_size,
-            self.means.dtype,
+            fitting.working_dtype(self.means.dtype, batch, self.n_components),
             sampling.as_generator(self.generator),
             # Means that were given wait where they are for their first rows, which may come late in a sorted stream.
             restart=not isinstance(self.init, Tensor),

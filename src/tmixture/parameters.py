@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -58,6 +58,10 @@ class Parameters:
         exponent = torch.where(gaussian, 0.0, -(dof + self.n_features) / 2)
         slope = torch.where(gaussian, -0.5, torch.zeros_like(dof))
         return Tails(self.dof, log_normalizer(dof, self.n_features), dof.reciprocal(), exponent, slope)
+
+    def with_tails(self) -> Parameters:
+        """The same, with what depends on ν alone worked out."""
+        return replace(self, known_tails=self.tails)
 
     def followed_by(self, weights: Tensor, means: Tensor, scale: Scale, dof: Tensor) -> Parameters:
         """The next parameters of a fit, which share what depends on ν alone if that is the same tensor."""

@@ -150,7 +150,7 @@ def advance(
         generator: source of randomness.
         restart: whether components that have faded away are started anew.
     """
-    scale = parameters.scale
+    parameters, scale = parameters.with_tails(), parameters.scale
     rules = replace(rules, regularization=stream.regularization)
     rules = shrinking(rules, scale, parameters.n_features, stream.variance)
     sums = em.expectation(batch, parameters, rules, dtype)
