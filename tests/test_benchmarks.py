@@ -17,6 +17,7 @@ from benchmarks import (
     long_tailed,
     measure,
     out_of_core,
+    prompt_anchors,
     small,
     starts,
     throughput,
@@ -142,6 +143,19 @@ def test_deep_clusters_are_compared(tmp_path, monkeypatch):
     text = (tmp_path / "table.md").read_text()
     for method in (*deep_clustering.METHODS, "the loss's own mixture"):
         assert text.count(f"| {method} | ") >= 2
+
+
+def test_prompts_as_anchors_find_clusters_of_their_own(monkeypatch):
+    monkeypatch.setattr(prompt_anchors, "SETTINGS", (("spherical", 4.0, 10.0),))
+    rng, labels = np.random.default_rng(0), np.eye(3, dtype=bool)[np.arange(60) % 3]
+    prompts = np.stack([np.eye(3, 8), np.eye(3, 8, 4)]).astype(np.float32)
+    images = torch.from_numpy((labels @ prompts[0] + 0.05 * rng.normal(size=(60, 8))).astype(np.float32))
+    lines = prompt_anchors.table(images, prompts, labels)
+    assert lines[2:4] == [
+        "| as they are | zero-shot, against “no …” | 100.0 | |",
+        "| as they are | cosine with the prompt | 100.0 | |",
+    ]
+    assert [line.split(" | ")[-2] for line in lines[4:]] == ["100.0"] * 2
 
 
 def test_pictures_are_read_from_a_zip_file_and_augmented(tmp_path):
