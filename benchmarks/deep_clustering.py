@@ -68,7 +68,7 @@ def scores(seed: int, name: str, path: Path | None, steps: int | None) -> dict[s
         with torch.no_grad():
             x = torch.nn.functional.normalize(training.network(data.x), dim=1)
         truth = data.y.numpy()
-        if loss is not None and bool(loss.mixture.fitted):
+        if loss is not None and loss.mixture.is_fitted:
             found[f"{arm}: the loss's own mixture"] = 100 * adjusted_rand_score(truth, loss.predict(x).numpy())
         for method, cluster in METHODS.items():
             found[f"{arm}: {method}"] = 100 * adjusted_rand_score(truth, cluster(x, N_CLASSES, seed))

@@ -209,7 +209,7 @@ class StudentTMixture(MixtureModel):
                 variance = sampling.variances(sample)
                 known = KnownRows.of(chunks, shared=self.has_company)
                 rules = self._rules(variance, known)
-                is_given = given or isinstance(self.init, Tensor) or (self.warm_start and bool(self.fitted))
+                is_given = given or isinstance(self.init, Tensor) or (self.warm_start and self.is_fitted)
                 try:
                     for _ in range(1 if is_given else self.n_init):
                         fits.append(fitting.Fit())
@@ -350,7 +350,7 @@ class StudentTMixture(MixtureModel):
     ) -> Parameters:
         """The parameters that EM starts from, in the dtype of statistics; see `initialization.start`."""
         dtype = accumulation_dtype(self.means.device)
-        if self.warm_start and bool(self.fitted):
+        if self.warm_start and self.is_fitted:
             return self.snapshot().to(dtype)
         variance = variance.maximum(rules.regularization)  # it is zero where all rows are equal
         scale = self.structure.diagonal(variance.expand(self.n_components, -1), self.rank or 0)
@@ -373,7 +373,7 @@ class StudentTMixture(MixtureModel):
         """The stream to go on from: none before or during its warm-up."""
         if self.running.started:
             return self.running.stream
-        if self.running.waiting is not None or not bool(self.fitted):
+        if self.running.waiting is not None or not self.is_fitted:
             return None
         parameters = self.snapshot().to(accumulation_dtype(self.means.device))
         variance = parameters.variance_within()

@@ -254,7 +254,7 @@ class MixtureModel(MixtureState):
         dof = f"{low:g}" if low == high else f"{low:g} … {high:g}"
         learned = f", learn_dof={self.learn_dof!r}" if self.learn_dof else ""
         rank = f", rank={self.rank}" if self.rank else ""
-        state = "" if bool(self.fitted) else ", not fitted"
+        state = "" if self.is_fitted else ", not fitted"
         return (
             f"n_components={self.n_components}, n_features={self.n_features}, "
             f"covariance_type={self.covariance_type!r}{rank}, dof={dof}{learned}{state}"

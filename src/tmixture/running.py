@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
+from tmixture.host import number, set_number
 from tmixture.numerics import exact
 from tmixture.parameters import Parameters
 from tmixture.sampling import Sample
@@ -61,7 +62,7 @@ class RunningStatistics(nn.Module):
     @property
     def started(self) -> bool:
         """Whether statistics exist, as opposed to nothing or rows in waiting."""
-        return bool(self.has_statistics)
+        return bool(number(self, "has_statistics"))
 
     @property
     def stream(self) -> Stream:
@@ -72,26 +73,30 @@ class RunningStatistics(nn.Module):
     @property
     def waiting(self) -> Sample | None:
         """The rows kept for an initialisation to come; None if there are none."""
-        n = int(self.n_waiting)
+        n = int(number(self, "n_waiting"))
         return Sample(self.waiting_rows[:n], self.waiting_weight[:n], n) if n else None
 
     def set(self, state: Stream | Sample) -> None:
         """Replace what is known."""
         if isinstance(state, Sample):
-            self._put(waiting_rows=state.x, waiting_weight=state.weight, n_waiting=torch.tensor(len(state.x)))
+            self._put(waiting_rows=state.x, waiting_weight=state.weight)
+            set_number(self, "n_waiting", len(state.x))
             return
         self._put(
             **state.statistics.tensors(),
             total_weight=state.total_weight,
             regularization=state.regularization,
             variance=state.variance,
-            has_statistics=torch.tensor(1.0),
         )
+        set_number(self, "has_statistics", 1.0)
 
     def _put(self, **values: Tensor) -> None:
         """Fill buffers with these values, as many rows as there are, and all others with zeros."""
         for name, buffer in list(self._buffers.items()):
             assert buffer is not None
+            if name in ("n_waiting", "has_statistics"):
+                set_number(self, name, 0)
+                continue
             filled = torch.zeros_like(buffer)  # a new tensor: the old one may be part of somebody's graph
             if name in values:
                 target = filled[: len(values[name])] if name.startswith("waiting_") else filled

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from tmixture import files
 from tmixture.density import Density, working_density
+from tmixture.host import number, set_number
 from tmixture.parameters import Parameters
 from tmixture.precision import exact_arithmetic, full_precision
 from tmixture.running import RunningStatistics
@@ -105,8 +106,13 @@ class MixtureState(nn.Module):
                     self._parameters[name].copy_(value)  # type: ignore[union-attr]
                 else:
                     setattr(self, name, value)
-        self.fitted = torch.ones_like(self.fitted)
+        set_number(self, "fitted", 1.0)
         self._prepare()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there are parameters to ask."""
+        return bool(number(self, "fitted"))
 
     @property
     def classes(self) -> Tensor:
@@ -216,7 +222,7 @@ class MixtureState(nn.Module):
         """Work out what all questions need; the one place that asks the device whether the mixture is fitted."""
         sources = self._sources()
         self._prepared, self._prepared_from = None, []
-        if self.means.is_meta or not bool(self.fitted):
+        if self.means.is_meta or not self.is_fitted:
             return
         with self.exact_arithmetic():
             self._prepared = working_density(self.snapshot(), self.means.dtype)

@@ -91,6 +91,6 @@ class ClusterStage(nn.Module):
 
     def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
         """The component of each row of embeddings (n, d); -1 where there is no mixture."""
-        if not self.mixture.fitted:
+        if not self.mixture.is_fitted:
             return np.full(len(images), -1)
         return self.mixture.predict(self.features(images, texts)).cpu().numpy()

@@ -79,8 +79,8 @@ class Assignment:
     def memberships(self, loss: CoMembershipLoss) -> Tensor:
         """(n, C): the posterior of the labels as the loss wants it, one-hot where known."""
         soft = _by_name(loss.memberships(self.log_joint), self.names)
-        one_hot = torch.nn.functional.one_hot(self.known.clamp(min=0), soft.shape[1]).to(soft)
-        return torch.where((self.known >= 0)[:, None], one_hot, soft)
+        one_hot = self.known[:, None] == torch.arange(soft.shape[1], device=soft.device)
+        return torch.where((self.known >= 0)[:, None], one_hot.to(soft), soft)
 
 
 def _by_name(posterior: Tensor, names: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tmixture import StudentTMixture
 from tmixture.distributed import is_active, together, world_size
+from tmixture.host import number, set_number
 from tmixture.losses import settings
 from tmixture.losses.assignment import Assignment
 from tmixture.losses.comembership import CoMembershipLoss
@@ -141,7 +142,7 @@ class ClusterLoss(BaseMetricLossFunction):
         self.shuffle = shuffle
         self.nonfinite = nonfinite
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        unready = isinstance(refit, int) and not bool(self.mixture.fitted)
+        unready = isinstance(refit, int) and not self.mixture.is_fitted
         self.register_buffer("readiness", torch.tensor(0.0 if unready else 1.0))
         self.register_buffer("widest", torch.zeros(()))
         check_combination(
@@ -320,7 +321,7 @@ class ClusterLoss(BaseMetricLossFunction):
             if data is None:
                 churn = self._refit()
             else:
-                is_first = not bool(self.mixture.fitted)
+                is_first = not self.mixture.is_fitted
                 churn = refit_mixture(self.mixture, normalized_data(data) if self.normalize else data)
                 self.readiness = torch.ones_like(self.readiness) if is_first else self.readiness
         self._statistics = replace(self._statistics, churn=churn)
@@ -336,7 +337,7 @@ class ClusterLoss(BaseMetricLossFunction):
                 f"a memory of at least n_components={self.mixture.n_components} rows is needed to fit to, but it has "
                 f"room for {size} rows, and {n} were seen: give data"
             )
-        again, features = bool(self.mixture.fitted), self._features(content.clustered)
+        again, features = self.mixture.is_fitted, self._features(content.clustered)
         known = share(content.known) if (content.known >= 0).any() else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of single fits: what matters is said below, once
@@ -381,7 +382,7 @@ class ClusterLoss(BaseMetricLossFunction):
 
     @property
     def _is_warm(self) -> bool:
-        return bool(self.mixture.fitted) and not bool(self.mixture.running.n_waiting)
+        return self.mixture.is_fitted and self.mixture.running.waiting is None
 
     def _features(self, rows: Tensor) -> Tensor:
         """Rows as the mixture takes them."""
@@ -410,7 +411,7 @@ class ClusterLoss(BaseMetricLossFunction):
         if self.memory is not None:
             embeddings = rows if batch.features is None else exchange.join(batch.embeddings.detach())
             self.memory.push(embeddings, None if batch.features is None else rows, known)
-        self.steps = self.steps + 1
+        set_number(self, "steps", number(self, "steps") + 1)
         if isinstance(self.refit, int) and self._is_due(self.refit):
             self.end_epoch()
 
@@ -426,7 +427,7 @@ class ClusterLoss(BaseMetricLossFunction):
         """Whether a refit to the memory is due."""
         assert self.memory is not None
         enough = len(self.memory) >= min(self.memory.size, FIRST_FIT_ROWS * self.mixture.n_components)
-        return enough and (not self._is_warm or int(self.steps) % interval == 0)
+        return enough and (not self._is_warm or number(self, "steps") % interval == 0)
 
 
 def _without_self(tuples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tmixture.host import number, set_number
+
 
 @dataclass(frozen=True)
 class Remembered:
@@ -65,7 +67,7 @@ class EmbeddingMemory(nn.Module):
         self.register_buffer("n_rows", torch.zeros((), dtype=torch.long))
 
     def __len__(self) -> int:
-        return int(self.n_rows)
+        return int(number(self, "n_rows"))
 
     @property
     def embeddings(self) -> Tensor:
@@ -103,10 +105,10 @@ class EmbeddingMemory(nn.Module):
         self.check(embeddings, features)
         n = min(len(self) + len(embeddings), self.size)
         self.other = None if features is None else self._appended(self.other, features)
-        labels = torch.full((len(embeddings), 1), -1) if known is None else known[:, None]
+        labels = self.known.new_full((len(embeddings), 1), -1) if known is None else known[:, None]
         self.known = self._appended(self.known[:, None], labels)[:, 0]
         self.rows = self._appended(self.rows, embeddings)
-        self.n_rows = torch.full_like(self.n_rows, n)
+        set_number(self, "n_rows", n)
 
     def _appended(self, rows: Tensor | None, new: Tensor) -> Tensor:
         """A copy of the rows in use with new ones behind them, without the oldest where they are too many."""

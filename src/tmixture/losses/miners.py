@@ -76,8 +76,8 @@ class SemiHardMiner(BaseMiner):
         queries[anchor, column] = own
         place = torch.searchsorted(ascending, queries, right=True)[anchor, column].clamp_(max=distances.shape[1] - 1)
         nearest = ascending[anchor, place]
-        semihard = (nearest > own) & (nearest < own + self.margin)
-        return anchor[semihard], positive[semihard], order[anchor[semihard], place[semihard]]
+        kept = ((nearest > own) & (nearest < own + self.margin)).nonzero()[:, 0]
+        return anchor[kept], positive[kept], order[anchor[kept], place[kept]]
 
 
 def sort_rows(x: Tensor) -> tuple[Tensor, Tensor]:

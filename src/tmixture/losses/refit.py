@@ -24,7 +24,7 @@ def refit_mixture(mixture: StudentTMixture, data: Any, labels: Tensor | None = N
     Returns:
         Churn: the share of the points that changed their cluster. Zero for the first fit.
     """
-    old = mixture.predict(data) if bool(mixture.fitted) else None
+    old = mixture.predict(data) if mixture.is_fitted else None
     mixture.fit(data, labels=labels)
     if old is None:
         return 0.0

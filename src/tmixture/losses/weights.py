@@ -137,7 +137,7 @@ class ClusterWeights(nn.Module):
             features: (n, d).
             learn: whether these rows are among the `recent` ones in train mode.
         """
-        if not bool(self.mixture.fitted):
+        if not self.mixture.is_fitted:
             return torch.ones(len(features), device=features.device)
         if self.recent is not None and self.training and learn:
             self.recent.push(features)
