@@ -44,6 +44,12 @@ def tied(d: int, **settings: object) -> StudentTMixture:
     return StudentTMixture(N_CLASSES, d, covariance_type="tied", anchor_rows=100, generator=0, **settings)
 
 
+def two_each(d: int) -> StudentTMixture:
+    """Two components for each class, with one scale matrix for all, and no anchors."""
+    labels = [*range(N_CLASSES)] * 2
+    return StudentTMixture(2 * N_CLASSES, d, covariance_type="tied", component_labels=labels, generator=0)
+
+
 def on_clusters(loss: ClusterLoss, weight: float = 1.0) -> AddedLoss:
     """A cluster loss that is told the known labels."""
     return lambda x, known, _: weight * loss(x, known)
@@ -115,6 +121,7 @@ ARMS: dict[str, Callable[[int], AddedLoss]] = {
     "co-membership, weight 4": lambda d: on_clusters(soft(d), 4),
     "co-membership, posterior flattened": lambda d: on_clusters(ClusterLoss(tied(d), flattened(d))),
     "co-membership, all defaults": lambda d: on_clusters(by_default(CoMembershipLoss(), d)),
+    "co-membership, two components a class": lambda d: on_clusters(soft(d, two_each(d))),
     "co-membership, Gaussian": lambda d: on_clusters(soft(d, tied(d, dof=float("inf")))),
     "SupCon on hard labels": lambda d: on_clusters(ClusterLoss(tied(d), SupConLoss(0.2))),
     "no labels known: triplets, K = 20": lambda d: without_labels(by_default(None, d, 20)),
