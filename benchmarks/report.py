@@ -200,7 +200,7 @@ def _training(small: tuple[int, dict[str, Any]], large: tuple[int, dict[str, Any
     (batch, beside), (large_batch, alone) = small, large
     lines = [
         "The cluster stage is one call of `ClusterTripletLoss` in train mode with its defaults (K = 40, 512 features):",
-        "checks, the streaming update of the mixture, the labels before and after it, the mining of semi-hard",
+        "checks, a tenth of a refit of the mixture to the last 1,024 rows, the labels, the mining of semi-hard",
         "triplets, the mean of their losses, and the gradient in the embeddings. Not included: all triplets",
         "(`miner=None`), of which there are O(B³).",
         "The step is one of a randomly initialised ViT-B/32 CLIP: forward, backward and AdamW in float32.",
