@@ -68,10 +68,10 @@ class WarmEM:
         """Learn from a batch."""
         self.window = torch.cat([self.window, nn.functional.normalize(x, dim=1)])[-self.rows :]
         self.calls += 1
-        if self.mixture.fitted and self.calls % self.every == 0:
+        if self.mixture.is_fitted and self.calls % self.every == 0:
             self.mixture.max_iter = self.iterations
             self.mixture.fit(self.window)
-        elif not self.mixture.fitted and len(self.window) >= 10 * self.mixture.n_components:
+        elif not self.mixture.is_fitted and len(self.window) >= 10 * self.mixture.n_components:
             self.mixture.fit(self.window)
 
 
@@ -133,7 +133,7 @@ def _look(
     for way, watcher in watchers.items():
         mixture = watcher.mixture  # type: ignore[attr-defined]
         fresh = StudentTMixture(mixture.n_components, WIDTH, generator=1).fit(features).predict(features)
-        if mixture.fitted:
+        if mixture.is_fitted:
             labels = mixture.predict(features)
             seen[way].append((float(perplexity(labels) / perplexity(fresh)), purity(labels, data.y[rows])))
 

@@ -19,6 +19,7 @@ def run_ranks(task: Callable[..., object], size: int, folder: Path, *arguments: 
         process.start()
     for process in running:
         process.join(250)
+        process.kill()  # it waits for another one, if it is still there
     errors = [folder / f"{rank}.error" for rank in range(size)]
     return [error.read_text() if error.exists() else process.exitcode for error, process in zip(errors, running)]
 

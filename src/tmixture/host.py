@@ -14,7 +14,7 @@ def number(module: nn.Module, name: str) -> float:
     tensor, version, value = module.__dict__.get(f"_{name}_on_host", (None, 0, 0))
     if tensor is not buffer or version != buffer._version:
         value = buffer.item()
-        module.__dict__[f"_{name}_on_host"] = (buffer, buffer._version, value)
+        _remember(module, name, buffer, value)
     return value
 
 
@@ -23,4 +23,8 @@ def set_number(module: nn.Module, name: str, value: float) -> None:
     buffer = torch.full_like(getattr(module, name), value)
     setattr(module, name, buffer)
     if not buffer.is_inference():
-        module.__dict__[f"_{name}_on_host"] = (buffer, buffer._version, value)
+        _remember(module, name, buffer, value)
+
+
+def _remember(module: nn.Module, name: str, buffer: Tensor, value: float) -> None:
+    module.__dict__[f"_{name}_on_host"] = (buffer, buffer._version, value)

@@ -79,28 +79,28 @@ class RunningStatistics(nn.Module):
     def set(self, state: Stream | Sample) -> None:
         """Replace what is known."""
         if isinstance(state, Sample):
-            self._put(waiting_rows=state.x, waiting_weight=state.weight)
-            set_number(self, "n_waiting", len(state.x))
+            self._put(waiting_rows=state.x, waiting_weight=state.weight, n_waiting=len(state.x))
             return
         self._put(
             **state.statistics.tensors(),
             total_weight=state.total_weight,
             regularization=state.regularization,
             variance=state.variance,
+            has_statistics=1.0,
         )
-        set_number(self, "has_statistics", 1.0)
 
-    def _put(self, **values: Tensor) -> None:
+    def _put(self, **values: Tensor | float) -> None:
         """Fill buffers with these values, as many rows as there are, and all others with zeros."""
         for name, buffer in list(self._buffers.items()):
             assert buffer is not None
-            if name in ("n_waiting", "has_statistics"):
-                set_number(self, name, 0)
+            value = values.get(name)
+            if buffer.dim() == 0 and not isinstance(value, Tensor):
+                set_number(self, name, value or 0)
                 continue
             filled = torch.zeros_like(buffer)  # a new tensor: the old one may be part of somebody's graph
-            if name in values:
-                target = filled[: len(values[name])] if name.startswith("waiting_") else filled
-                target.copy_(values[name])
+            if isinstance(value, Tensor):
+                target = filled[: len(value)] if name.startswith("waiting_") else filled
+                target.copy_(value)
             setattr(self, name, filled)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:

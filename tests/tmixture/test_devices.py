@@ -5,14 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tmixture import StudentTMixture, em, initialization
 from tmixture.chunks import Chunk
 from tmixture.scales import pairs
 
 from . import naive
-from .helpers import CLOSED_FORM, LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, in_turn, of
+from .helpers import CLOSED_FORM, LEARN_DOF, STRUCTURES, CallCounter, assert_same_parameters, from_model, in_turn, of
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
@@ -216,18 +215,6 @@ def test_an_iteration_hardly_ever_waits_for_the_gpu(structure):
 
     waits(1)
     assert waits(11) - waits(1) <= 10 * WAITS[structure]
-
-
-class CallCounter(TorchDispatchMode):
-    """Counts the calls of torch's operators, each of which costs a small fit about three microseconds."""
-
-    def __init__(self):
-        super().__init__()
-        self.n_calls = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.n_calls += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

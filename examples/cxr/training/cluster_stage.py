@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from cxr.training.arms import Arm
 from cxr.training.released import ReleasedClusterLoss
 from tmixture import StudentTMixture
-from tmixture.losses import ClusterTripletLoss, ClusterWeights, inverse
+from tmixture.losses import ClusterLoss, ClusterTripletLoss, ClusterWeights, inverse
 
 # A sample of a rare cluster, or an outlier, counts at most so many times as much as the median sample.
 WEIGHT_LIMIT = 5.0
@@ -20,8 +20,24 @@ WEIGHT_LIMIT = 5.0
 RECENT_ROWS = 1024
 
 
-class ClusterStage(nn.Module):
-    """What an arm adds to the contrastive loss of a batch.
+class Stage(nn.Module):
+    """What an arm adds to the contrastive loss of a batch: the base of all, which has no clusters."""
+
+    def fit(self, images: Tensor, texts: Tensor) -> None:
+        """Learn from embeddings (n, d) of the training part before the first epoch; nothing here."""
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Of the last batch."""
+        return {}
+
+    def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
+        """The cluster of each row of embeddings (n, d); -1 where there is none."""
+        return np.full(len(images), -1)
+
+
+class ClusterStage(Stage):
+    """Sample weights and a metric loss from the clusters of a mixture.
 
     The mixture is fitted to the training part before the first epoch (the paper's 40 components cannot be fitted to a
     batch of 32), and from then on to the latest rows, every few batches: those from an epoch ago fit no cluster any
@@ -40,12 +56,16 @@ class ClusterStage(nn.Module):
         super().__init__()
         self.arm = arm
         width = 2 * embedding_size if arm.features == "joint" else embedding_size
-        mixture = StudentTMixture(n_components, width, dof=dof, generator=seed)
-        self.metric = ClusterTripletLoss(mixture, margin=arm.margin, shuffle=arm.shuffle_labels)
+        self.metric = self.metric_loss(width, n_components, dof, seed)
         self.weights = ClusterWeights(
-            mixture, mass=inverse(arm.mass_exponent), outlier=True, limit=WEIGHT_LIMIT, recent=RECENT_ROWS
+            self.mixture, mass=inverse(arm.mass_exponent), outlier=True, limit=WEIGHT_LIMIT, recent=RECENT_ROWS
         )
         self.released = ReleasedClusterLoss(seed=seed)
+
+    def metric_loss(self, width: int, n_components: int, dof: float, seed: int) -> ClusterLoss:
+        """The loss on the clusters of a mixture of these arguments."""
+        mixture = StudentTMixture(n_components, width, dof=dof, generator=seed)
+        return ClusterTripletLoss(mixture, margin=self.arm.margin, shuffle=self.arm.shuffle_labels)
 
     @property
     def mixture(self) -> StudentTMixture:
@@ -92,5 +112,5 @@ class ClusterStage(nn.Module):
     def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
         """The component of each row of embeddings (n, d); -1 where there is no mixture."""
         if not self.mixture.is_fitted:
-            return np.full(len(images), -1)
+            return super().predict(images, texts)
         return self.mixture.predict(self.features(images, texts)).cpu().numpy()

@@ -21,7 +21,7 @@ from cxr.data.images import ImageStore, augment, normalize
 from cxr.data.splits import Split
 from cxr.data.texts import Texts, encode_captions
 from cxr.training.arms import Arm
-from cxr.training.cluster_stage import ClusterStage
+from cxr.training.cluster_stage import Stage
 from tmixture.losses import ContrastiveLoss, LabelWeights
 from tmixture.losses.contrastive import Duplicates
 
@@ -86,7 +86,7 @@ class Trainer:
         split: Split,
         arm: Arm,
         schedule: Schedule,
-        stage: ClusterStage | None,
+        stage: Stage | None,
         folder: Path,
         *,
         tensorboard: bool = False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from cxr.training.cluster_stage import ClusterStage
+    from cxr.training.cluster_stage import Stage
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Arm:
         released: the loss as the authors' released code computes it, in place of the cluster triplet loss.
         compared_with: names of arms that the report compares it with, beside "+ meta labels".
         stage: makes what is added to the contrastive loss, in place of `ClusterStage` and from the same arguments: a
-            module with its methods.
+            `Stage`.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Arm:
     shuffle_labels: bool = False
     released: bool = False
     compared_with: tuple[str, ...] = ()
-    stage: Callable[..., ClusterStage] | None = None
+    stage: Callable[..., Stage] | None = None
 
     @property
     def clusters(self) -> bool:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from cxr.training.arms.arm import Arm
-from cxr.training.cluster_stage import ClusterStage
+from cxr.training.cluster_stage import ClusterStage, Stage
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterLoss, CoMembershipLoss
 from tmixture.losses.memory import EmbeddingMemory
@@ -26,22 +24,14 @@ class KnownLabelStage(ClusterStage):
     """A contrast by co-membership: images attract each other as far as the mixture puts them into one class.
 
     A component for each finding, of which images that are labelled keep the rarest that they have.
-
-    Args:
-        arm: the arm.
-        embedding_size: d.
-        n_components: number of findings.
-        dof: of the mixture.
-        seed: of its initialisation.
     """
 
-    def __init__(self, arm: Arm, embedding_size: int, *, n_components: int, dof: float, seed: int) -> None:
-        nn.Module.__init__(self)
-        self.arm = arm
+    def metric_loss(self, width: int, n_components: int, dof: float, seed: int) -> ClusterLoss:
+        """The contrast on the clusters of a mixture with one scale matrix."""
         mixture = StudentTMixture(
-            n_components, embedding_size, dof=dof, covariance_type="tied", anchor_rows=ANCHOR_ROWS, generator=seed
+            n_components, width, dof=dof, covariance_type="tied", anchor_rows=ANCHOR_ROWS, generator=seed
         )
-        self.metric = ClusterLoss(mixture, CoMembershipLoss(), shuffle=arm.shuffle_labels)
+        return ClusterLoss(mixture, CoMembershipLoss(), shuffle=self.arm.shuffle_labels)
 
     def forward(self, images: Tensor, texts: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """Ones (B,), and the contrast."""
@@ -51,7 +41,7 @@ class KnownLabelStage(ClusterStage):
         """Nothing yet: the mixture is fitted to the first rows that come with their labels."""
 
 
-class CentroidStage(ClusterStage):
+class CentroidStage(Stage):
     """Control: the same contrast by the nearest mean of the labelled images, in place of a mixture.
 
     Args:
@@ -63,7 +53,7 @@ class CentroidStage(ClusterStage):
     """
 
     def __init__(self, arm: Arm, embedding_size: int, *, n_components: int, dof: float, seed: int) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.n_classes, self.loss = n_components, CoMembershipLoss()
         self.memory = EmbeddingMemory(RECENT_ROWS, embedding_size)
 
@@ -88,18 +78,6 @@ class CentroidStage(ClusterStage):
         nearest = torch.zeros_like(own)
         nearest[:, classes] = (-torch.cdist(images, means).square() / (2 * spread)).softmax(1)
         return torch.where((known >= 0)[:, None], own, nearest)
-
-    def fit(self, images: Tensor, texts: Tensor) -> None:
-        """Nothing: the means are those of the latest rows."""
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """None."""
-        return {}
-
-    def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
-        """No clusters."""
-        return np.full(len(images), -1)
 
 
 def arms(percent: int) -> dict[str, Arm]:
