@@ -71,21 +71,26 @@ def cpu_seconds(action: Callable[[], None]) -> float:
 
 @contextmanager
 def anonymous_memory() -> Iterator[list[int]]:
-    """The bytes of memory that are no page of a file, sampled every few milliseconds."""
+    """The bytes of memory that are no page of a file: at the start, every few milliseconds, and at the end."""
     samples, done = [], threading.Event()
 
     def sample() -> None:
-        while not done.wait(0.005):
-            fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-            samples.append(1024 * int(fields["RssAnon"].split()[0]))
+        fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        samples.append(1024 * int(fields["RssAnon"].split()[0]))
 
-    thread = threading.Thread(target=sample)
+    def watch() -> None:
+        while not done.wait(0.005):
+            sample()
+
+    sample()
+    thread = threading.Thread(target=watch)
     thread.start()
     try:
         yield samples
     finally:
         done.set()
         thread.join()
+        sample()
 
 
 def measure(rows: int, arguments: argparse.Namespace) -> Row:
