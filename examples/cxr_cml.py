@@ -80,7 +80,7 @@ class Config:
     """What an identical or similar caption elsewhere in the batch counts as, in all arms."""
 
     arms: tuple[str, ...] = tuple(MAIN)
-    """Names of arms; examples/cxr/training/arms.py says what each of them is."""
+    """Names of arms; examples/cxr/training/arms/ says what each of them is."""
     ablation: bool = False
     """Add the variants, the controls and the ablations over dof, batch size and number of components."""
     epochs: int = 5

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from cxr.training.arms import Arm
+from cxr.training.arm import Arm
 from cxr.training.released import ReleasedClusterLoss
+from cxr.training.stage import Stage
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterLoss, ClusterTripletLoss, ClusterWeights, inverse
 
@@ -18,22 +19,6 @@ WEIGHT_LIMIT = 5.0
 
 # Over how many of the latest rows the weights have a mean of one.
 RECENT_ROWS = 1024
-
-
-class Stage(nn.Module):
-    """What an arm adds to the contrastive loss of a batch: the base of all, which has no clusters."""
-
-    def fit(self, images: Tensor, texts: Tensor) -> None:
-        """Learn from embeddings (n, d) of the training part before the first epoch; nothing here."""
-
-    @property
-    def statistics(self) -> dict[str, float]:
-        """Of the last batch."""
-        return {}
-
-    def predict(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
-        """The cluster of each row of embeddings (n, d); -1 where there is none."""
-        return np.full(len(images), -1)
 
 
 class ClusterStage(Stage):

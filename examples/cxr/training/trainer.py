@@ -20,8 +20,8 @@ from cxr.clip import ClipModel
 from cxr.data.images import ImageStore, augment, normalize
 from cxr.data.splits import Split
 from cxr.data.texts import Texts, encode_captions
-from cxr.training.arms import Arm
-from cxr.training.cluster_stage import Stage
+from cxr.training.arm import Arm
+from cxr.training.stage import Stage
 from tmixture.losses import ContrastiveLoss, LabelWeights
 from tmixture.losses.contrastive import Duplicates
 

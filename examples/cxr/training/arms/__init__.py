@@ -5,13 +5,13 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from cxr.training.arms.arm import Arm
+from cxr.training.arm import Arm
 from cxr.training.arms.paper import ABLATION, MAIN, VARIANTS
 from cxr.training.arms.paper import ARMS as PAPER_ARMS
 
 ARMS: dict[str, Arm] = dict(PAPER_ARMS)
 for module in pkgutil.iter_modules(__path__):
-    if module.name not in ("arm", "paper"):
+    if module.name != "paper":
         ARMS.update(import_module(f"{__name__}.{module.name}").ARMS)
 
 __all__ = ["ABLATION", "ARMS", "MAIN", "VARIANTS", "Arm"]

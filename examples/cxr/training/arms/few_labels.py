@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from cxr.training.arms.arm import Arm
-from cxr.training.cluster_stage import ClusterStage, Stage
+from cxr.training.arm import Arm
+from cxr.training.cluster_stage import ClusterStage
+from cxr.training.stage import Stage
 from tmixture import StudentTMixture
 from tmixture.losses import ClusterLoss, CoMembershipLoss
 from tmixture.losses.memory import EmbeddingMemory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cxr.training.arms.arm import Arm
+from cxr.training.arm import Arm
 
 _CXR_CML = Arm("CXR-CML", cluster_weights=True, metric_weight=0.1)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from cxr.training.cluster_stage import Stage
+from cxr.training.stage import Stage
 
 
 @dataclass(frozen=True)
