@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Gamma, constraints
 from torch.distributions.multivariate_normal import _batch_mahalanobis, _batch_mv, _precision_to_scale_tril
 from torch.distributions.utils import lazy_property
 
+from tmixture import validation
 from tmixture.special import digamma_remainder, log_gamma_remainder
 
 __all__ = ["MultivariateStudentT", "log_normalizer"]
@@ -181,6 +182,60 @@ class MultivariateStudentT(Distribution):
         expected_kernel = torch.where(is_infinite, d / 2, expected_kernel)
         return (expected_kernel - self._log_density_at_loc()).to(self.loc.dtype)
 
+    def marginal(self, features: Any) -> MultivariateStudentT:
+        """The distribution of some features alone, in the order given: with the same `df`.
+
+        Args:
+            features: different indices in 0 … d−1, or a mask (d,).
+
+        Raises:
+            ValueError: there is no such feature, none is left, or one comes twice.
+        """
+        chosen = self._indices(features)
+        scale = self._unbroadcasted_scale_tril[..., chosen, :]
+        loc = self.loc[..., chosen]
+        return MultivariateStudentT(self.df, loc, scale_matrix=scale @ scale.mT, validate_args=self._validate_args)
+
+    def conditional(self, features: Any, values: Tensor) -> MultivariateStudentT:
+        r"""The distribution of the other features, in their order, where these have these values.
+
+        With B the m features that are known, A the others, and δ the squared distance of x_B from its marginal (Ding
+        2016, "On the conditional distribution of the multivariate t distribution"):
+
+        `x_A | x_B ~ T(loc_A + Σ_AB·Σ_BB⁻¹·(x_B − loc_B), (df+δ)/(df+m)·(Σ_AA − Σ_AB·Σ_BB⁻¹·Σ_BA), df + m)`
+
+        A surprising x_B widens it, unlike the normal's. Differentiable in values and parameters.
+
+        Args:
+            features: B, different indices in 0 … d−1, or a mask (d,); not all of them.
+            values: x_B, shape `(*sample, *batch, m)`.
+
+        Returns:
+            The distribution, of batch shape `(*sample, *batch)`.
+
+        Raises:
+            ValueError: the features or the shape of the values do not fit.
+        """
+        given = self._indices(features)
+        d, m = self.event_shape[0], len(given)
+        values = validation.known_values(values, m, d)
+        mask = torch.ones(d, dtype=torch.bool, device=self.loc.device)
+        mask[given] = False
+        others = mask.nonzero()[:, 0]
+
+        # The Cholesky factor of Σ with the known features first: its blocks are all that the formula needs.
+        rows = self._unbroadcasted_scale_tril[..., torch.cat([given, others]), :]
+        factor = torch.linalg.cholesky(rows @ rows.mT)
+        whitened = _product(_inverse_tril(factor[..., :m, :m]), values - self.loc[..., given])
+        loc = self.loc[..., others] + _product(factor[..., m:, :m], whitened)
+        is_infinite, df = _split_infinite(self.df)
+        spread = torch.where(is_infinite, 1.0, (df + whitened.square().sum(-1)) / (df + m))
+        scale_tril = factor[..., m:, m:] * spread.sqrt()[..., None, None]
+        return MultivariateStudentT(self.df + m, loc, scale_tril, validate_args=self._validate_args)
+
+    def _indices(self, features: Any) -> Tensor:
+        return validation.features(features, self.event_shape[0]).to(self.loc.device)
+
     def _log_density_at_loc(self) -> Tensor:
         """The part of the log-density that no value changes, in float64."""
         half_log_det = _wide(self._unbroadcasted_scale_tril).diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -194,6 +249,17 @@ class MultivariateStudentT(Distribution):
 
     def _expand_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.expand(self._batch_shape + self._event_shape + self._event_shape)
+
+
+def _inverse_tril(factor: Tensor) -> Tensor:
+    """The inverses of lower-triangular matrices (…, m, m)."""
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity, upper=False)
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Matrices (…, p, q) times vectors (…, q), without a copy of a matrix for every vector that shares it."""
+    return torch.einsum("...ij,...j->...i", matrix, vector)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -9,15 +9,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
+from typing_extensions import Self
 
 from tmixture import distributed as communication
 from tmixture import validation
 from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
+from tmixture.conditioning import conditional
 from tmixture.criteria import information_criteria
 from tmixture.density import Density
 from tmixture.parameters import Parameters
 from tmixture.sampling import as_generator
 from tmixture.state import MixtureState
+from tmixture.tails import distance_limits, tail_probability
 
 
 class MixtureModel(MixtureState):
@@ -110,6 +114,25 @@ class MixtureModel(MixtureState):
             density, distances = self._distances(x)
             return density.outlier_weights(distances).to(self._result_dtype)
 
+    @of_any_size
+    def mahalanobis(self, x: Tensor) -> Tensor:
+        """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, d) → (n, K), differentiable.
+
+        Σ is the scale matrix: the covariance is ν/(ν−2) times as large.
+        """
+        with self.full_precision():
+            return self._distances(x)[1].to(self._result_dtype)
+
+    @of_any_size
+    @torch.no_grad()
+    def tail_probability(self, x: Tensor) -> Tensor:
+        """How many rows of component k lie as far from μ_k as x_i, or further: (n, d) → (n, K), in [0, 1].
+
+        δ/d of a component's own rows has the F(d, ν) distribution (χ²(d)/d for ν = ∞), so that its tail probabilities
+        are uniform: below 0.01 lies one row in a hundred. Not differentiable, and worked out on the CPU.
+        """
+        return tail_probability(self.mahalanobis(x), self.dof, self.n_features)
+
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | int | None = None) -> tuple[Tensor, Tensor]:
         """Draw n points (n, d) and the components (n,) that they come from; `generator` may be a seed."""
@@ -125,6 +148,54 @@ class MixtureModel(MixtureState):
         scaled = parameters.scale.to(noise.dtype).correlate(noise, component) / precision.sqrt()[:, None]
         x = parameters.means.to(noise)[component] + scaled
         return x.to(self.means.device), component.to(self.means.device)
+
+    def marginal(self, features: Any) -> Self:
+        """The mixture of some features alone, in the order given: a fitted mixture with these settings.
+
+        A low-rank structure becomes "full" where its rank is not smaller than the number of features.
+
+        Args:
+            features: different indices in 0 … d−1, or a mask (d,).
+
+        Raises:
+            ValueError: there is no such feature, none is left, or one comes twice.
+        """
+        self.require_fitted()
+        chosen = validation.features(features, self.n_features).to(self.means.device)
+        with self.exact_arithmetic():
+            parameters = self.snapshot().marginal(chosen)
+        settings = {**self.settings(), "n_features": len(chosen), "covariance_type": parameters.scale.covariance_type}
+        if not parameters.scale.takes_rank:
+            settings["rank"] = None
+        if isinstance(self.init, Tensor):
+            settings["init"] = self.init[:, chosen.to(self.init.device)]
+        mixture = type(self)(**settings)
+        mixture.adopt(parameters)
+        return mixture
+
+    def conditional(self, features: Any, values: Tensor) -> MixtureSameFamily:
+        """The distribution of the other features, in their order, of rows in which these have these values.
+
+        Its `mean` is a regression on the known features and its `variance` the spread about it (Gaussian mixture
+        regression, Ghahramani & Jordan 1994, with heavy tails: `MultivariateStudentT.conditional`). Differentiable in
+        the values. It holds n·K·(d − m)² numbers: ask about many rows in parts.
+
+        Args:
+            features: m different indices in 0 … d−1, or a mask (d,); not all of them.
+            values: (…, m).
+
+        Returns:
+            A distribution of `torch`, of batch shape (…) and event shape (d − m,): its components are
+            `MultivariateStudentT`, their weights p(component k | values).
+
+        Raises:
+            ValueError: the features or the shape of the values do not fit.
+        """
+        self.require_fitted()
+        chosen = validation.features(features, self.n_features).to(self.means.device)
+        values = validation.known_values(values, len(chosen), self.n_features)
+        with self.full_precision():
+            return conditional(self.snapshot(), chosen, values, self._result_dtype)
 
     @property
     def scales(self) -> Tensor:
@@ -146,12 +217,24 @@ class MixtureModel(MixtureState):
     # ---------------------------------------------------------------- asking data of any size
 
     @torch.no_grad()
-    def predict(self, data: Data) -> Tensor:
+    def predict(self, data: Data, *, outliers: float | None = None) -> Tensor:
         """The component with the largest responsibility for each row: labels (N,), int64.
 
-        Takes whatever `fit` takes, one chunk at a time.
+        Args:
+            data: whatever `fit` takes, one chunk at a time.
+            outliers: a probability in (0, 1) as below which rows get −1: those whose `tail_probability` in their
+                component is smaller. Of the rows that the mixture expects, so many are called outliers, too.
         """
-        return self.in_chunks(lambda rows: self.log_joint(rows).argmax(1), data)
+        if outliers is None:
+            return self.in_chunks(lambda rows: self.log_joint(rows).argmax(1), data)
+        limits = distance_limits(validation.probability(outliers, "outliers"), self.dof, self.n_features)
+
+        def question(rows: Tensor) -> Tensor:
+            labels = self.log_joint(rows).argmax(1)
+            own = self.mahalanobis(rows).gather(1, labels[:, None])[:, 0]
+            return torch.where(own > limits[labels], -1, labels)
+
+        return self.in_chunks(question, data)
 
     @torch.no_grad()
     def in_chunks(self, question: Callable[[Tensor], Any], data: Data) -> Any:

@@ -90,6 +90,11 @@ class Parameters:
             self.weights[components], self.means[components], self.scale.take(components), self.dof[components]
         )
 
+    def marginal(self, features: Tensor) -> Parameters:
+        """Those of the mixture of some features alone, by their indices (m,)."""
+        scale = self.scale.marginal(features, self.n_features)
+        return Parameters(self.weights, self.means[:, features], scale, self.dof)
+
     def variance_within(self) -> Tensor:
         """The variance of each feature (d,) within the components, averaged over these by their weights."""
         return (self.weights[:, None] * self.scale.variances(self.n_features)).sum(0)

@@ -73,6 +73,41 @@ def rank(value: int | None, structure: type[Scale], n_features: int) -> int | No
     return rank
 
 
+def features(value: Any, n_features: int, name: str = "features") -> Tensor:
+    """Indices of some features, each at most once, from these or from a mask (d,)."""
+    chosen = as_tensor(value, name).detach()
+    if chosen.dtype == torch.bool and tuple(chosen.shape) == (n_features,):
+        chosen = chosen.nonzero()[:, 0]
+    integral = not chosen.is_floating_point() and chosen.dtype != torch.bool
+    indices = chosen.tolist() if chosen.dim() == 1 and integral else []
+    if not indices or len(set(indices)) < len(indices) or not all(0 <= index < n_features for index in indices):
+        raise ValueError(
+            f"{name} must be different indices in 0 … {n_features - 1}, at least one, or a mask of {n_features}, "
+            f"got {value!r}"
+        )
+    return chosen.long()
+
+
+def probability(value: Any, name: str) -> float:
+    """A number in (0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < 1:
+        raise ValueError(f"{name} must be a probability in (0, 1), got {value!r}")
+    return float(value)
+
+
+def known_values(value: Any, n_known: int, n_features: int) -> Tensor:
+    """Values (…, m) of m features, which leave at least one of d."""
+    if n_known == n_features:
+        raise ValueError(f"features must leave at least one of {n_features} features to be told, got all of them")
+    values = as_tensor(value, "values")
+    if values.dim() < 1 or values.shape[-1] != n_known or not values.is_floating_point():
+        raise ValueError(
+            f"values must be floating-point numbers of shape (…, {n_known}), one for each of the features, "
+            f"got {values.dtype} of shape {tuple(values.shape)}"
+        )
+    return values
+
+
 def bounds(value: tuple[float, float], name: str) -> tuple[float, float]:
     """A pair 0 < low < high < ∞."""
     numbers = isinstance(value, Sequence) and all(isinstance(bound, (int, float, np.number)) for bound in value)

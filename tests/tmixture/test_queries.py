@@ -280,3 +280,63 @@ def test_the_densities_are_prepared_once_for_the_same_parameters(monkeypatch, ch
         after = mixture.log_prob(x + 1.0)
     assert len(prepared) == 1
     torch.testing.assert_close(after, before)
+
+
+# ---------------------------------------------------------------- how far out
+
+
+@pytest.mark.parametrize("dof", [0.5, 4.0, math.inf, [1.0, math.inf, 30.0]], ids=str)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_tail_probabilities_of_the_mixtures_own_rows_are_uniform(structure, dof):
+    means = 1e4 * torch.eye(3, 5, dtype=torch.float64)
+    factor = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scales = (factor @ factor.T + torch.eye(5)).expand(3, -1, -1)
+    mixture = StudentTMixture.from_parameters([0.2, 0.3, 0.5], means, scales, dof=dof, **of(structure))
+    x, component = mixture.sample(3000, generator=0)
+    own = mixture.tail_probability(x)[torch.arange(3000), component]
+    for k in range(3):
+        assert stats.kstest(own[component == k].numpy(), "uniform").pvalue > 1e-4
+
+
+def test_tail_probabilities_are_those_of_scipys_distribution():
+    mixture = StudentTMixture.from_parameters([1.0], [[1.0, 2.0]], [[[2.0, 0.0], [0.0, 0.5]]], dof=3.0)
+    x = torch.tensor([[1.0, 2.0], [3.0, 2.0], [1.0, 1e3]])
+    delta = np.array([0.0, 2.0, (1e3 - 2) ** 2 / 0.5])
+    np.testing.assert_allclose(mixture.mahalanobis(x)[:, 0].numpy(), delta, rtol=1e-5)
+    expected = stats.f(2, 3.0).sf(delta / 2)
+    np.testing.assert_allclose(mixture.tail_probability(x)[:, 0].numpy(), expected, rtol=1e-5)
+
+
+def test_the_distance_is_that_of_the_covariance_up_to_nu():
+    """numpy's solve of each row; its gradient is 2·Σ⁻¹(x − μ)."""
+    mixture = StudentTMixture(2, 3, covariance_type="full", generator=0, dtype=torch.float64)
+    x = torch.randn(100, 3, dtype=torch.float64, requires_grad=True)
+    mixture.fit(x)
+    distances = mixture.mahalanobis(x)
+    difference = x.detach() - mixture.means[1]
+    turned = torch.linalg.solve(mixture.scales[1], difference.T).T
+    torch.testing.assert_close(distances[:, 1], (difference * turned).sum(1))
+    (gradient,) = torch.autograd.grad(distances[:, 1].sum(), x)
+    torch.testing.assert_close(gradient, 2 * turned)
+
+
+@pytest.mark.parametrize("dof", [4.0, math.inf])
+def test_as_many_rows_as_asked_for_are_outliers_of_their_component(dof, tmp_path):
+    means = 1e3 * torch.eye(2, 4)
+    mixture = StudentTMixture.from_parameters([0.5, 0.5], means, torch.eye(4).expand(2, -1, -1), dof=dof)
+    x, component = mixture.sample(20_000, generator=0)
+    labels = mixture.predict(x, outliers=0.02)
+    assert 0.017 < (labels == -1).float().mean() < 0.023  # six standard errors
+    own = mixture.tail_probability(x).gather(1, component[:, None])[:, 0]
+    assert torch.equal(labels == -1, own < 0.02)
+    assert torch.equal(labels[labels >= 0], mixture.predict(x)[labels >= 0])
+    np.save(tmp_path / "x.npy", x.numpy())
+    mixture.chunk_size = 333
+    assert torch.equal(mixture.predict(tmp_path / "x.npy", outliers=0.02), labels)
+
+
+@pytest.mark.parametrize("outliers", [0, 1, -0.1, 1.5, True, "0.1", float("nan")])
+def test_a_share_of_outliers_is_a_probability(outliers):
+    mixture = StudentTMixture.from_parameters([1.0], [[0.0]], [[[1.0]]])
+    with pytest.raises(ValueError, match="outliers must be a probability"):
+        mixture.predict(torch.zeros(2, 1), outliers=outliers)

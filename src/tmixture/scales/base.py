@@ -207,6 +207,11 @@ class Scale(ABC):
         """The diagonals of Σ_k⁻¹, in the dtype of statistics: broadcastable to (K, d)."""
         return self._whitening(self._n_distinct, n_features).square().sum(1)
 
+    def marginal(self, features: Tensor, n_features: int) -> Scale:
+        """The scales of some features alone, by their indices (m,): the rows and columns of Σ_k that are theirs."""
+        matrices = self.dense(self._n_distinct, n_features)
+        return self.from_dense(matrices[:, features[:, None], features])
+
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         """Turn white noise (n, d) into noise with scale matrix Σ_component[i] in row i."""
         factors = torch.linalg.cholesky(self.dense(self._n_distinct, noise.shape[1]))

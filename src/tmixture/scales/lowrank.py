@@ -17,6 +17,7 @@ from tmixture.chunks import CACHED_ELEMENTS
 from tmixture.numerics import exact
 from tmixture.scales.base import Moments, Scale, Shares
 from tmixture.scales.diag import DiagonalScale
+from tmixture.scales.full import FullScale
 from tmixture.scales.pairs import TILE_ROWS, pairs_of, tiles
 
 # Share of the variance that the loadings of `diagonal` explain: enough for the first M-steps to turn them.
@@ -115,6 +116,12 @@ class LowRankScale(Scale):
 
     def dense(self, n_components: int, n_features: int) -> Tensor:
         return self.loadings @ self.loadings.mT + self.noise.dense(n_components, n_features)
+
+    def marginal(self, features: Tensor, n_features: int) -> Scale:
+        if self.loadings.shape[2] < len(features):
+            return type(self)(self.whitening[:, features], self.loadings[:, features])
+        matrices = self.dense(self._n_distinct, n_features)  # of so few features the rank says nothing
+        return FullScale.from_dense(matrices[:, features[:, None], features])
 
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         # Ψ^½(I + BBᵀ)^½ with B = Ψ^(−½)Λ, where (I + BBᵀ)^½ = I + B(I + G^½)⁻¹Bᵀ.
