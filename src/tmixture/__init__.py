@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tmixture.diagnostics import ConvergenceWarning
     from tmixture.distributions import MultivariateStudentT
+    from tmixture.merging import merge_components
     from tmixture.mixture import StudentTMixture
     from tmixture.selection import select_components
     from tmixture.statistics import SufficientStatistics
@@ -19,6 +20,7 @@ __all__ = [
     "PowerDecay",
     "StudentTMixture",
     "SufficientStatistics",
+    "merge_components",
     "select_components",
 ]
 
@@ -29,6 +31,7 @@ _HOMES = {
     "PowerDecay": "step_sizes",
     "StudentTMixture": "mixture",
     "SufficientStatistics": "statistics",
+    "merge_components": "merging",
     "select_components": "selection",
 }
 

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scipy import stats
+from scipy.cluster import hierarchy
 from torch import Tensor
 
 from tmixture import sampling
 from tmixture.chunks import Data
+from tmixture.merging import Merging
 from tmixture.mixture import StudentTMixture
 from tmixture.selection import Selection
 
@@ -116,6 +118,18 @@ def criterion(selection: Selection, *, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="number of components K", ylabel="criterion (smaller is better)")
     _count_on(ax)
     ax.legend()
+    return ax
+
+
+def dendrogram(merging: Merging, *, ax: Axes | None = None) -> Axes:
+    """Which components were merged: the higher the line that joins two clusters, the fewer rows they share.
+
+    The height is the entropy, in nats a row, that is gone when they are merged. A long way up to the next line means
+    that the clusters below it are apart.
+    """
+    ax = _axes(ax)
+    hierarchy.dendrogram(merging.linkage, ax=ax, color_threshold=0, above_threshold_color=DARK)
+    ax.set(xlabel="component", ylabel="entropy gone (nats a row)")
     return ax
 
 

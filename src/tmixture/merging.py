@@ -1,0 +1,115 @@
+"""Clusters of several components: those that share rows are merged, two at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.special import entr
+
+from tmixture import validation
+from tmixture.chunks import Data
+from tmixture.model import MixtureModel
+
+
+@dataclass(frozen=True)
+class Merging:
+    """The outcome of `merge_components`: a tree with the components as its leaves.
+
+    Attributes:
+        linkage: (K − 1, 4), as of `scipy.cluster.hierarchy.linkage`: the two clusters of each merge (component k is
+            cluster k, what step s makes is cluster K + s), the entropy that is gone after it, and how many components
+            are in the new cluster.
+        entropies: (K,) the mean entropy, in nats a row, of the assignment to K, K − 1 … 1 clusters. Where it stops
+            falling steeply, the components that belonged together are merged.
+    """
+
+    linkage: np.ndarray
+    entropies: np.ndarray
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return len(self.entropies)
+
+    def labels(self, n_clusters: int) -> list[int]:
+        """The cluster 0 … n_clusters − 1 of each component, for `component_labels`; in the order of the components."""
+        K = self.n_components
+        if validation.positive_integer(n_clusters, "n_clusters") > K:
+            raise ValueError(f"n_clusters must lie in 1 … n_components={K}, got {n_clusters}")
+        clusters = {k: [k] for k in range(K)}
+        for step, (one, other) in enumerate(self.linkage[: K - n_clusters, :2].astype(int)):
+            clusters[K + step] = clusters.pop(one) + clusters.pop(other)
+        labels = [0] * K
+        for label, components in enumerate(sorted(clusters.values(), key=min)):
+            for component in components:
+                labels[component] = label
+        return labels
+
+
+@torch.no_grad()
+def merge_components(mixture: MixtureModel, data: Data) -> Merging:
+    """Merge the components of a mixture into clusters, those first that share most rows.
+
+    A cluster that is no Student-t distribution is fitted best by several of them. As many components as BIC chooses
+    describe the density; merging them tells how many clusters there are (Baudry, Raftery, Celeux, Lo & Gottardo 2010,
+    "Combining mixture components for clustering"). Each step merges the two clusters of which that takes most from the
+    entropy −Σ_i Σ_k r_ik·log r_ik of the assignment.
+
+    Args:
+        mixture: fitted.
+        data: whatever `fit` takes. The responsibilities of all rows are held, (N, K): of many rows, give a sample.
+
+    Returns:
+        The order of the merges. `mixture.component_labels = merging.labels(n)` makes `class_probabilities` those of n
+        clusters.
+
+    Raises:
+        RuntimeError: the mixture is not fitted.
+
+    Examples:
+        >>> x = torch.randn(1000, 2)
+        >>> mixture = StudentTMixture(4, 2, generator=0).fit(x)
+        >>> merge_components(mixture, x).labels(1)
+        [0, 0, 0, 0]
+    """
+    # In float64: what two clusters share may be a small part of what each of them has.
+    shares = mixture.in_chunks(mixture.responsibilities, data).double()
+    K = shares.shape[1]
+    clusters, sizes = list(range(K)), [1] * K
+    gains = torch.full((K, K), -torch.inf, dtype=shares.dtype, device=shares.device)
+    for k in range(K - 1):
+        gains[k, k + 1 :] = _gain(shares[:, k + 1 :], shares[:, k])
+    entropies, linkage = [float(entr(shares).sum())], []
+    for step in range(K - 1):
+        one, other = divmod(int(gains.argmax()), K)
+        entropies.append(entropies[-1] - float(gains[one, other]))
+        sizes[one] += sizes[other]
+        linkage.append([clusters[one], clusters[other], entropies[0] - entropies[-1], sizes[one]])
+        clusters[one] = K + step
+        shares[:, one] += shares[:, other]
+        gains[other], gains[:, other] = -torch.inf, -torch.inf
+        _measure_anew(gains, shares, one)
+    return _of_mean(np.array(linkage).reshape(-1, 4), np.array(entropies), len(shares))
+
+
+def _gain(shares: Tensor, other: Tensor) -> Tensor:
+    """What merging each of some clusters (N, m) with another one (N,) takes from the entropy: (m,), never negative."""
+    gain = entr(shares) + entr(other)[:, None] - entr(shares + other[:, None])
+    return gain.sum(0).clamp(min=0)
+
+
+def _measure_anew(gains: Tensor, shares: Tensor, changed: int) -> None:
+    """The gains of one cluster with all that are left, in the upper triangle."""
+    before = gains[:changed, changed].isfinite().nonzero()[:, 0]
+    after = gains[changed].isfinite().nonzero()[:, 0]
+    gains[before, changed] = _gain(shares[:, before], shares[:, changed])
+    gains[changed, after] = _gain(shares[:, after], shares[:, changed])
+
+
+def _of_mean(linkage: np.ndarray, entropies: np.ndarray, n_rows: int) -> Merging:
+    """In nats a row; the entropy of one cluster is zero but for rounding."""
+    linkage[:, 2] /= n_rows
+    return Merging(linkage, np.maximum(entropies / n_rows, 0.0))
