@@ -1,9 +1,10 @@
 """Do embeddings that a cluster loss has shaped cluster better, and which method clusters them best? No labels.
 
 An encoder learns by SimCLR from long-tailed images, alone or with a cluster loss beside it from its start on. Then its
-embeddings of all training images are clustered by the mixture that the loss has followed, by a fresh Student-t mixture,
-by scikit-learn's Gaussian mixture, k-means and HDBSCAN, and by mixtures of more components that are merged. Reported is the adjusted Rand index with the true classes, in
-percent, with 95 % t-intervals over the seeds; for arms with a cluster loss also minus SimCLR alone from the same seed.
+embeddings of all training images are clustered: by the mixture that the loss has followed, by a fresh Student-t
+mixture, by scikit-learn's Gaussian mixture, k-means and HDBSCAN, and by mixtures of more components, which are merged.
+Reported is the adjusted Rand index with the true classes, in percent, with 95 % t-intervals over the seeds; for arms
+with a cluster loss also minus SimCLR alone from the same seed.
 
     python -m benchmarks.deep_clustering --seeds 8
 """
