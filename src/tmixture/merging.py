@@ -56,7 +56,8 @@ def merge_components(mixture: MixtureModel, data: Data) -> Merging:
     A cluster that is no Student-t distribution is fitted best by several of them. As many components as BIC chooses
     describe the density; merging them tells how many clusters there are (Baudry, Raftery, Celeux, Lo & Gottardo 2010,
     "Combining mixture components for clustering"). Each step merges the two clusters of which that takes most from the
-    entropy −Σ_i Σ_k r_ik·log r_ik of the assignment.
+    entropy −Σ_i Σ_k r_ik·log r_ik of the assignment, per row of the two: without this division, which the source does
+    not have, large clusters that touch are merged before the halves of a small one.
 
     Args:
         mixture: fitted.
@@ -68,6 +69,7 @@ def merge_components(mixture: MixtureModel, data: Data) -> Merging:
 
     Raises:
         RuntimeError: the mixture is not fitted.
+        ValueError: there are no rows.
 
     Examples:
         >>> x = torch.randn(1000, 2)
@@ -77,36 +79,31 @@ def merge_components(mixture: MixtureModel, data: Data) -> Merging:
     """
     # In float64: what two clusters share may be a small part of what each of them has.
     shares = mixture.in_chunks(mixture.responsibilities, data).double()
+    if not len(shares):
+        raise ValueError("data must have rows to tell which components share some, got none")
     K = shares.shape[1]
     clusters, sizes = list(range(K)), [1] * K
-    gains = torch.full((K, K), -torch.inf, dtype=shares.dtype, device=shares.device)
-    for k in range(K - 1):
-        gains[k, k + 1 :] = _gain(shares[:, k + 1 :], shares[:, k])
+    left = torch.ones(K, dtype=torch.bool, device=shares.device)
+    gains = torch.stack([_gains(shares, k) for k in range(K)])
     entropies, linkage = [float(entr(shares).sum())], []
     for step in range(K - 1):
-        one, other = divmod(int(gains.argmax()), K)
+        rows = shares.sum(0)
+        per_row = gains / (rows + rows[:, None]).clamp(min=torch.finfo(rows.dtype).tiny)
+        pairs = (left & left[:, None]).triu(1)
+        one, other = divmod(int(torch.where(pairs, per_row, -torch.inf).argmax()), K)
         entropies.append(entropies[-1] - float(gains[one, other]))
         sizes[one] += sizes[other]
         linkage.append([clusters[one], clusters[other], entropies[0] - entropies[-1], sizes[one]])
-        clusters[one] = K + step
+        clusters[one], left[other] = K + step, False
         shares[:, one] += shares[:, other]
-        gains[other], gains[:, other] = -torch.inf, -torch.inf
-        _measure_anew(gains, shares, one)
+        gains[one] = gains[:, one] = _gains(shares, one)
     return _of_mean(np.array(linkage).reshape(-1, 4), np.array(entropies), len(shares))
 
 
-def _gain(shares: Tensor, other: Tensor) -> Tensor:
-    """What merging each of some clusters (N, m) with another one (N,) takes from the entropy: (m,), never negative."""
-    gain = entr(shares) + entr(other)[:, None] - entr(shares + other[:, None])
-    return gain.sum(0).clamp(min=0)
-
-
-def _measure_anew(gains: Tensor, shares: Tensor, changed: int) -> None:
-    """The gains of one cluster with all that are left, in the upper triangle."""
-    before = gains[:changed, changed].isfinite().nonzero()[:, 0]
-    after = gains[changed].isfinite().nonzero()[:, 0]
-    gains[before, changed] = _gain(shares[:, before], shares[:, changed])
-    gains[changed, after] = _gain(shares[:, after], shares[:, changed])
+def _gains(shares: Tensor, k: int) -> Tensor:
+    """What merging cluster k with each of the clusters (N, K) takes from the entropy: (K,), never negative."""
+    own = shares[:, k, None]
+    return (entr(shares) + entr(own) - entr(shares + own)).sum(0).clamp(min=0)
 
 
 def _of_mean(linkage: np.ndarray, entropies: np.ndarray, n_rows: int) -> Merging:

@@ -26,9 +26,11 @@ def merged_step_by_step(shares):
         for a, b in itertools.combinations(range(len(groups)), 2):
             rest = [group for i, group in enumerate(groups) if i not in (a, b)]
             partition = [*rest, groups[a] | groups[b]]
-            tried.append((partition, entropy([[sum(row[k] for k in g) for g in partition] for row in shares])))
-        groups, least = min(tried, key=lambda each: each[1])
-        history.append((groups, least))
+            after = entropy([[sum(row[k] for k in g) for g in partition] for row in shares])
+            rows = sum(row[k] for row in shares for k in groups[a] | groups[b])
+            tried.append((partition, after, (history[-1][1] - after) / rows))
+        groups, after, _ = max(tried, key=lambda each: each[2])
+        history.append((groups, after))
     return history
 
 
@@ -37,7 +39,7 @@ def partition_of(labels):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_each_step_takes_most_from_the_entropy(seed):
+def test_each_step_takes_most_from_the_entropy_per_row(seed):
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mixture = StudentTMixture(6, 2, generator=seed, dtype=torch.float64).fit(x)
     merging = merge_components(mixture, x)
@@ -80,6 +82,15 @@ def test_halves_of_a_component_are_merged_first():
     assert merge_components(mixture, x).labels(3) == [0, 1, 2]
 
 
+def test_large_clusters_that_touch_are_not_merged_before_the_halves_of_a_small_one():
+    generator = torch.Generator().manual_seed(0)
+    large = [torch.randn(2000, 2, generator=generator) + torch.tensor([shift, 0.0]) for shift in (0.0, 3.5)]
+    small = 0.3 * torch.randn(30, 2, generator=generator) + torch.tensor([0.0, 30.0])
+    means = [[0.0, 0.0], [3.5, 0.0], [0.0, 30.0], [0.0, 30.0]]
+    mixture = StudentTMixture.from_parameters([0.5, 0.5, 0.01, 0.01], means, torch.eye(2).expand(4, -1, -1), dof=30.0)
+    assert merge_components(mixture, torch.cat([*large, small])).labels(3) == [0, 1, 2, 2]
+
+
 def test_files_and_arrays_give_the_same(tmp_path):
     x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     mixture = StudentTMixture(5, 2, generator=0, chunk_size=64).fit(x)
@@ -108,6 +119,21 @@ def test_numbers_of_clusters_are_checked(n_clusters):
 def test_what_is_not_fitted_cannot_be_merged():
     with pytest.raises(RuntimeError, match="not fitted"):
         merge_components(StudentTMixture(3, 2), torch.randn(5, 2))
+
+
+def test_no_rows_tell_nothing():
+    mixture = StudentTMixture(3, 2, generator=0).fit(torch.randn(50, 2))
+    with pytest.raises(ValueError, match="data must have rows"):
+        merge_components(mixture, torch.zeros(0, 2))
+
+
+def test_components_without_rows_are_merged_in_the_end():
+    mixture = StudentTMixture.from_parameters(
+        [0.4, 0.6, 0.0, 0.0], [[0.0, 0.0], [1.0, 1.0], [5.0, 5.0], [6.0, 6.0]], torch.eye(2).expand(4, -1, -1)
+    )
+    merging = merge_components(mixture, torch.randn(50, 2))
+    assert merging.labels(3)[:2] == [0, 0]
+    assert np.isfinite(merging.linkage).all()
 
 
 def test_a_dendrogram_has_a_line_for_every_merge():
