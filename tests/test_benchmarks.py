@@ -16,6 +16,7 @@ from benchmarks import (
     few_labels,
     long_tailed,
     measure,
+    merging,
     out_of_core,
     prompt_anchors,
     small,
@@ -143,6 +144,16 @@ def test_deep_clusters_are_compared(tmp_path, monkeypatch):
     text = (tmp_path / "table.md").read_text()
     for method in (*deep_clustering.METHODS, "the loss's own mixture"):
         assert text.count(f"| {method} | ") >= 2
+
+
+def test_merging_is_compared_on_real_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(merging, "DATA", {"iris": merging.DATA["iris"]})
+    monkeypatch.setattr(sys, "argv", ["merging", "--seeds", "2", "--output", str(tmp_path / "table.md")])
+    merging.main()
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("| iris | ") == len(merging.STRUCTURES)
+    shares = torch.tensor([[0.5, 0.5, 0.0], [0.4, 0.6, 0.0], [0.0, 0.1, 0.9]], dtype=torch.float64)
+    assert merging.undivided(shares, 2).tolist() == [0, 0, 1]
 
 
 def test_prompts_as_anchors_find_clusters_of_their_own(monkeypatch):
