@@ -25,8 +25,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.special import entr
 
+from benchmarks.deep_clustering import merged_by
 from benchmarks.few_labels import interval
-from tmixture import StudentTMixture, merge_components
+from tmixture import StudentTMixture
 
 HERE = Path(__file__).parent
 
@@ -66,11 +67,8 @@ def scores(x: Tensor, y: np.ndarray, structure: str, seed: int) -> dict[str, flo
     found = {"as many as classes": fitted(n_classes).predict(x).numpy()}
     for factor in FACTORS:
         mixture = fitted(round(factor * n_classes))
-        components = mixture.predict(x).numpy()
-        found[f"{factor:g} times as many, merged"] = np.array(merge_components(mixture, x).labels(n_classes))[
-            components
-        ]
-        found[f"{factor:g} times as many, not divided"] = undivided(mixture(x), n_classes)[components]
+        found[f"{factor:g} times as many, merged"] = merged_by(mixture, x, n_classes)
+        found[f"{factor:g} times as many, not divided"] = undivided(mixture(x), n_classes)[mixture.predict(x).numpy()]
     return {way: 100 * adjusted_rand_score(y, clusters) for way, clusters in found.items()}
 
 

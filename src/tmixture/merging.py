@@ -85,9 +85,9 @@ def merge_components(mixture: MixtureModel, data: Data) -> Merging:
     clusters, sizes = list(range(K)), [1] * K
     left = torch.ones(K, dtype=torch.bool, device=shares.device)
     gains = torch.stack([_gains(shares, k) for k in range(K)])
-    entropies, linkage = [float(entr(shares).sum())], []
+    entropies, linkage = [float(entr(shares).sum(1).mean())], []
     for step in range(K - 1):
-        rows = shares.sum(0)
+        rows = shares.mean(0)
         per_row = gains / (rows + rows[:, None]).clamp(min=torch.finfo(rows.dtype).tiny)
         pairs = (left & left[:, None]).triu(1)
         one, other = divmod(int(torch.where(pairs, per_row, -torch.inf).argmax()), K)
@@ -97,16 +97,10 @@ def merge_components(mixture: MixtureModel, data: Data) -> Merging:
         clusters[one], left[other] = K + step, False
         shares[:, one] += shares[:, other]
         gains[one] = gains[:, one] = _gains(shares, one)
-    return _of_mean(np.array(linkage).reshape(-1, 4), np.array(entropies), len(shares))
+    return Merging(np.array(linkage).reshape(-1, 4), np.maximum(entropies, 0.0))  # the last is rounding
 
 
 def _gains(shares: Tensor, k: int) -> Tensor:
-    """What merging cluster k with each of the clusters (N, K) takes from the entropy: (K,), never negative."""
+    """What merging cluster k with each of the clusters (N, K) takes from the mean entropy: (K,), never negative."""
     own = shares[:, k, None]
-    return (entr(shares) + entr(own) - entr(shares + own)).sum(0).clamp(min=0)
-
-
-def _of_mean(linkage: np.ndarray, entropies: np.ndarray, n_rows: int) -> Merging:
-    """In nats a row; the entropy of one cluster is zero but for rounding."""
-    linkage[:, 2] /= n_rows
-    return Merging(linkage, np.maximum(entropies / n_rows, 0.0))
+    return (entr(shares) + entr(own) - entr(shares + own)).mean(0).clamp(min=0)

@@ -89,8 +89,7 @@ class MixtureModel(MixtureState):
     def log_joint(self, x: Tensor) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
         with self.full_precision():
-            density, distances = self._distances(x)
-            return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
+            return self._joint(*self._distances(x))
 
     @of_any_size
     def component_log_prob(self, x: Tensor) -> Tensor:
@@ -230,8 +229,10 @@ class MixtureModel(MixtureState):
         limits = distance_limits(validation.probability(outliers, "outliers"), self.dof, self.n_features)
 
         def question(rows: Tensor) -> Tensor:
-            labels = self.log_joint(rows).argmax(1)
-            own = self.mahalanobis(rows).gather(1, labels[:, None])[:, 0]
+            with self.full_precision():
+                density, distances = self._distances(rows)
+                labels = self._joint(density, distances).argmax(1)
+            own = distances.gather(1, labels[:, None])[:, 0]
             return torch.where(own > limits[labels], -1, labels)
 
         return self.in_chunks(question, data)
@@ -348,6 +349,9 @@ class MixtureModel(MixtureState):
     @property
     def _result_dtype(self) -> torch.dtype:
         return torch.promote_types(self.means.dtype, torch.float32)
+
+    def _joint(self, density: Density, distances: Tensor) -> Tensor:
+        return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
 
     def _distances(self, x: Tensor) -> tuple[Density, Tensor]:
         self.require_fitted()

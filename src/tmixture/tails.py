@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import special, stats
+from scipy import special
 from torch import Tensor
 
 from tmixture.numerics import accumulation_dtype
@@ -17,14 +17,15 @@ from tmixture.numerics import accumulation_dtype
 def tail_probability(distances: Tensor, dof: Tensor, n_features: int) -> Tensor:
     """P(δ ≥ δ_ik) of rows of component k: squared distances (n, K), ν (K,) → (n, K)."""
     delta, nu = (tensor.cpu().double().numpy() for tensor in (distances, dof))
-    student = special.fdtrc(n_features, np.where(np.isinf(nu), 1.0, nu), delta / n_features)
-    probability = np.where(np.isinf(nu), special.chdtrc(n_features, delta), student)
-    return torch.from_numpy(probability).to(distances)
+    gaussian, nu = np.isinf(nu), np.where(np.isinf(nu), 1.0, nu)
+    student = special.fdtrc(n_features, nu, delta / n_features)
+    return torch.from_numpy(np.where(gaussian, special.chdtrc(n_features, delta), student)).to(distances)
 
 
 def distance_limits(probability: float, dof: Tensor, n_features: int) -> Tensor:
     """The squared distances (K,) beyond which this share of the rows of each component lies."""
     nu = dof.cpu().double().numpy()
-    student = n_features * stats.f.isf(probability, n_features, np.where(np.isinf(nu), 1.0, nu))
-    limits = np.where(np.isinf(nu), stats.chi2.isf(probability, n_features), student)
+    gaussian, nu = np.isinf(nu), np.where(np.isinf(nu), 1.0, nu)
+    student = n_features * special.fdtri(n_features, nu, 1 - probability)
+    limits = np.where(gaussian, special.chdtri(n_features, probability), student)
     return torch.from_numpy(limits).to(dof.device, accumulation_dtype(dof.device))

@@ -73,16 +73,16 @@ def rank(value: int | None, structure: type[Scale], n_features: int) -> int | No
     return rank
 
 
-def features(value: Any, n_features: int, name: str = "features") -> Tensor:
+def features(value: Any, n_features: int) -> Tensor:
     """Indices of some features, each at most once, from these or from a mask (d,)."""
-    chosen = as_tensor(value, name).detach()
+    chosen = as_tensor(value, "features").detach()
     if chosen.dtype == torch.bool and tuple(chosen.shape) == (n_features,):
         chosen = chosen.nonzero()[:, 0]
     integral = not chosen.is_floating_point() and chosen.dtype != torch.bool
     indices = chosen.tolist() if chosen.dim() == 1 and integral else []
     if not indices or len(set(indices)) < len(indices) or not all(0 <= index < n_features for index in indices):
         raise ValueError(
-            f"{name} must be different indices in 0 … {n_features - 1}, at least one, or a mask of {n_features}, "
+            f"features must be different indices in 0 … {n_features - 1}, at least one, or a mask of {n_features}, "
             f"got {value!r}"
         )
     return chosen.long()

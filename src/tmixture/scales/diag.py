@@ -86,5 +86,8 @@ class DiagonalScale(ExpandedScale):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features
 
+    def marginal(self, features: Tensor, n_features: int) -> Self:
+        return type(self)(self.whitening[:, features])
+
     def variances(self, n_features: int) -> Tensor:
         return self.whitening.square().reciprocal()

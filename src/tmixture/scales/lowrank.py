@@ -121,7 +121,7 @@ class LowRankScale(Scale):
         if self.loadings.shape[2] < len(features):
             return type(self)(self.whitening[:, features], self.loadings[:, features])
         matrices = self.dense(self._n_distinct, n_features)  # of so few features the rank says nothing
-        return FullScale.from_dense(matrices[:, features[:, None], features])
+        return FullScale.from_dense(matrices).marginal(features, n_features)
 
     def correlate(self, noise: Tensor, component: Tensor) -> Tensor:
         # Ψ^½(I + BBᵀ)^½ with B = Ψ^(−½)Λ, where (I + BBᵀ)^½ = I + B(I + G^½)⁻¹Bᵀ.

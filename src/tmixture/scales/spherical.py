@@ -84,5 +84,8 @@ class SphericalScale(ExpandedScale):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components
 
+    def marginal(self, features: Tensor, n_features: int) -> Self:
+        return self
+
     def variances(self, n_features: int) -> Tensor:
         return self.whitening.square().reciprocal()[:, None]
