@@ -12,7 +12,8 @@ import time
 import torch
 
 from tmixture import StudentTMixture
-from tmixture.em import Rules, expectation, maximization
+from tmixture.em import expectation
+from tmixture.maximization import Rules, maximization
 from tmixture.initialization import uniform
 from tmixture.scales import STRUCTURES
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tmixture.distributions import MultivariateStudentT
     from tmixture.merging import merge_components
     from tmixture.mixture import StudentTMixture
+    from tmixture.priors import Prior
     from tmixture.selection import select_components
     from tmixture.statistics import SufficientStatistics
     from tmixture.step_sizes import PowerDecay
@@ -18,6 +19,7 @@ __all__ = [
     "ConvergenceWarning",
     "MultivariateStudentT",
     "PowerDecay",
+    "Prior",
     "StudentTMixture",
     "SufficientStatistics",
     "merge_components",
@@ -29,6 +31,7 @@ _HOMES = {
     "ConvergenceWarning": "diagnostics",
     "MultivariateStudentT": "distributions",
     "PowerDecay": "step_sizes",
+    "Prior": "priors",
     "StudentTMixture": "mixture",
     "SufficientStatistics": "statistics",
     "merge_components": "merging",

@@ -19,6 +19,7 @@ from tmixture import distributed, em, tiles
 from tmixture.chunks import CHUNK_ELEMENTS, Chunk, Chunks, chunk_size
 from tmixture.density import Density, working_density
 from tmixture.initialization import nearest
+from tmixture.maximization import Rules
 from tmixture.parameters import Parameters
 from tmixture.scales.expanded import ExpandedScale
 from tmixture.statistics import SufficientStatistics
@@ -60,7 +61,7 @@ class TruncatedExpectation:
         n_candidates: C.
     """
 
-    def __init__(self, chunks: Chunks, rules: em.Rules, dtype: torch.dtype, n_candidates: int) -> None:
+    def __init__(self, chunks: Chunks, rules: Rules, dtype: torch.dtype, n_candidates: int) -> None:
         self.chunks, self.rules, self.dtype, self.n_candidates = chunks, rules, dtype, n_candidates
         self.sets: CandidateSets | None = None
         self.best: Tensor | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tmixture.em import Rules
 from tmixture.fitting import Fit
+from tmixture.maximization import Rules
 from tmixture.notices import warn
 from tmixture.parameters import Parameters
 

@@ -1,11 +1,10 @@
-"""Expectation-maximization: the E-step, the M-step, and their iteration with its stopping rule."""
+"""Expectation-maximization: the E-step, and its iteration with the M-step until a stopping rule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch import Tensor
 from tmixture import distributed
 from tmixture.chunks import Chunk
 from tmixture.density import Density, negligible, working_density
-from tmixture.dof import Leaps, expected_log_correction, solve_dof
+from tmixture.dof import Leaps, expected_log_correction
+from tmixture.maximization import Rules, maximization, penalty
 from tmixture.numerics import accumulation_dtype, column_sums
 from tmixture.parameters import Parameters
 from tmixture.reseeding import failed_components, poorly_explained, reseed
@@ -24,81 +24,6 @@ from tmixture.statistics import SufficientStatistics
 NEARLY_SINGULAR = 5e4
 # A step, in nats per row, after which a learned ν may leap.
 SLOW = 1e-3
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Points that means are held at, as by so many rows of latent precision one that count for nothing else.
-
-    The prior of component k is exp(−½·rows_k·(μ_k − m_k)ᵀ Σ_k⁻¹ (μ_k − m_k)).
-
-    Attributes:
-        means: (K, d), m.
-        rows: (K,), zero where nothing is held.
-    """
-
-    means: Tensor
-    rows: Tensor
-
-    def distances(self, parameters: Parameters) -> Tensor:
-        """rows_k·(μ_k − m_k)ᵀ Σ_k⁻¹ (μ_k − m_k): (K,)."""
-        density = Density(parameters, accumulation_dtype(parameters.means.device))
-        return self.rows * density.mahalanobis(density.features(self.means)).diagonal()
-
-    def scatter(self, old: Parameters, means: Tensor, weight: Tensor) -> Tensor:
-        """What they add to the scatter about new means (K, d), in the structure's form.
-
-        Args:
-            old: the parameters under which the E-step was done.
-            means: (K, d).
-            weight: (K,).
-        """
-        scale, origin = old.scale.to(means.dtype), old.means.to(means.dtype).mean(0)
-        centred, none_apart = old.means.to(means.dtype) - origin, torch.empty(0, dtype=torch.long, device=means.device)
-        sums = SufficientStatistics.zeros(scale, scale.reference(centred, none_apart) + origin)
-        sums.mass += weight
-        shares = Shares(torch.zeros_like(weight.diag()), weight.diag())
-        moments = Moments(sums.first, sums.scatter, centred, none_apart)
-        scale.accumulate(moments, scale.features(self.means - origin), shares)
-        return sums.about(scale, means).scatter
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How the M-step updates.
-
-    Attributes:
-        scale_update: "px" divides the scatter by Σ r·u (Kent, Tyler & Vardi 1994; the PX-EM of Liu, Rubin & Wu 1998),
-            "classic" by Σ r (Peel & McLachlan 2000). The fixed points are the same.
-        learn_dof: False, or whether ν is "shared" by the components or free per "component".
-        dof_bounds: bounds of a learned ν.
-        regularization: (d,), variances that every component is credited with, as if of a component of average size:
-            a prior Π_k exp(−½·N/K·Σ_j λ_j·(Σ_k⁻¹)_jj), which `penalty` is the logarithm of. (Added to the diagonals as
-            they are, whatever the size of a component, they would have no objective that EM raises.)
-        variance: (d,), robust variances of the data, to tell what is too small beside them for float32.
-        distributed: whether statistics are summed over the processes of the default group.
-        prior_rows: rows of variance `prior_variance` that a component without rows is credited with. The credit fades
-            out until it has five times as many of its own, so that a component of one or two rows is no spike, and one
-            of many rows is exactly the maximum likelihood.
-        prior_variance: (d,), in squared units of the data.
-        own_rows: rows at its own mean that a component without rows is credited with, in its weight and its mean;
-            fading like `prior_rows`. In a stream a component may have to wait for its first rows: it must not run to
-            the wrong ones meanwhile, nor be left with a weight that no row can overcome.
-        anchors: what the means are held at, if anything.
-        kept: mask (K,), on the host, of the components that are never started anew, if there are any.
-    """
-
-    scale_update: Literal["px", "classic"]
-    learn_dof: Literal[False, "shared", "component"]
-    dof_bounds: tuple[float, float]
-    regularization: Tensor
-    variance: Tensor | float = 0.0
-    distributed: bool = False
-    prior_rows: float = 0.0
-    prior_variance: Tensor | float = 0.0
-    own_rows: float = 0.0
-    anchors: Anchors | None = None
-    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -199,111 +124,6 @@ def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
     return (top + total.log())[:, 0], relative.div_(total)
 
 
-def maximization(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Parameters:
-    """The M-step: parameters from statistics.
-
-    Components without any mass keep their mean, scale and ν.
-
-    Args:
-        statistics: sums or averages over rows.
-        parameters: those under which the statistics were taken.
-        rules: which updates to use.
-    """
-    old = parameters.scale.to(statistics.mass.dtype)
-    n, w = statistics.responsibility, statistics.mass
-    weight_per_row = statistics.weight / statistics.rows
-    own = _credit(rules.own_rows, n, weight_per_row)
-    shares = n if own is None else n + own
-    weights = (shares / shares.sum()).clamp(min=torch.finfo(torch.float32).tiny)
-    alive = (w > torch.finfo(w.dtype).tiny * 1e6) & (n > torch.finfo(n.dtype).tiny * 1e6)
-    n, w = torch.where(alive, n, 1.0), torch.where(alive, w, 1.0)
-
-    credited = statistics.weight / len(n) * rules.regularization
-    penalty = (old.precisions(parameters.n_features) * credited).sum(1).expand_as(n)
-    if rules.anchors:
-        penalty = penalty + rules.anchors.distances(parameters) * weight_per_row
-    expansion = _expansion(n * alive, w * alive, penalty, parameters.dof, old.per_component, rules)
-
-    old_means = parameters.means.to(w.dtype)
-    means = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means)
-    if rules.anchors:
-        pull = rules.anchors.rows * weight_per_row * expansion
-        means = means.lerp(rules.anchors.means, (pull / (w + pull))[:, None])
-    if own is not None:
-        means = means.lerp(old_means, (own / (n + own))[:, None])
-    delta = statistics.reference - means
-    scatter, mass = old.translate(statistics.scatter, statistics.mass, statistics.first, delta), w
-    if rules.anchors:
-        scatter, mass = scatter + rules.anchors.scatter(parameters, means, pull), w + pull
-    denominator, added = n * expansion, expansion[:, None] * credited
-    prior = _credit(rules.prior_rows, n, weight_per_row)
-    if prior is not None:
-        denominator, added = denominator + prior, added + prior[:, None] * rules.prior_variance
-    denominator = torch.where(alive, denominator, 1.0 if old.per_component else 0.0)
-    scale = old.estimate(scatter, mass, denominator, added, parameters.n_features).where(alive, old)
-    dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
-    return parameters.followed_by(weights, means, scale, dof)
-
-
-def _credit(rows: float, n: Tensor, weight_per_row: Tensor) -> Tensor | None:
-    """What components (K,) of weight n are credited with, until they have five times so many rows of their own."""
-    return (rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row if rows else None
-
-
-def penalty(parameters: Parameters, rules: Rules, rows: float | Tensor) -> Tensor:
-    """What the priors take from the mean log-likelihood, of so many rows.
-
-    That is ½·Σ_k Σ_j λ_j·(Σ_k⁻¹)_jj / K for the regularization, and ½·Σ_k δ_k(m_k)·rows_k / N for anchors.
-    """
-    precisions = parameters.scale.precisions(parameters.n_features)
-    regularization = (precisions * rules.regularization.to(precisions)).sum(1).mean() / 2
-    return regularization + (rules.anchors.distances(parameters).sum() / rows / 2 if rules.anchors else 0)
-
-
-def _expansion(n: Tensor, w: Tensor, penalty: Tensor, dof: Tensor, per_component: bool, rules: Rules) -> Tensor:
-    """The PX-EM expansion α: the latent precisions are taken as α·Gamma(ν/2, ν/2), and Σ is divided by α.
-
-    Q depends on α as −½·nν·log α − ½·νw/α − ½·α·penalty, so that α is w/n without a penalty, and else the root of a
-    quadratic equation. With a tied scale one α is shared, and the sums over components take the place of nν and νw. The
-    classic update is α = 1.
-
-    Args:
-        n: (K,), Σ r.
-        w: (K,), Σ r·u.
-        penalty: (K,), Σ_j credited_j·(Σ_k⁻¹)_jj.
-        dof: (K,), ν.
-        per_component: whether every component has a scale of its own.
-        rules: which update to use.
-    """
-    if rules.scale_update == "classic":
-        return torch.ones_like(n)
-    nu = dof.to(n.dtype).clamp(max=1e12)
-    a, b, c = nu * n, nu * w, penalty
-    if not per_component:
-        a, b, c = (part.sum().expand_as(n) for part in (a, b, c))
-    return torch.where(a > 0, 2 * b / (a + (a.square() + 4 * b * c).sqrt()), 1.0)
-
-
-def _update_dof(
-    statistics: SufficientStatistics,
-    n: Tensor,
-    w: Tensor,
-    expansion: Tensor,
-    alive: Tensor,
-    dof: Tensor,
-    rules: Rules,
-) -> Tensor:
-    """ν from log(ν/2) − ψ(ν/2) + c = 0 with c = 1 − log α + E[log U] − E[U]/α, averaged over the rows."""
-    if not rules.learn_dof:
-        return dof
-    constant = 1 - expansion.log() + statistics.log_mass / n - w / n / expansion
-    if rules.learn_dof == "shared":
-        share = statistics.responsibility * alive
-        constant = ((share * constant).sum() / share.sum()).expand_as(constant)
-        return solve_dof(constant, rules.dof_bounds)
-    return torch.where(alive, solve_dof(constant, rules.dof_bounds), dof.to(constant.dtype))
-
-
 def iterate(
     chunks: Iterable[Chunk],
     parameters: Parameters,
@@ -327,7 +147,7 @@ def iterate(
     before_leap: Parameters | None = None
     reseeds = torch.zeros(parameters.n_components, dtype=torch.long)
     reseeded: list[int] = []
-    total_rows = 1.0
+    total_rows, n_present = 1.0, parameters.n_components
     for n_iter in range(max_iter + 1):
         if e_step:
             before = history[-1] + float(penalty(parameters, rules, total_rows)) if history else None
@@ -350,6 +170,11 @@ def iterate(
         failing = failed_components(rows, total_rows, parameters, rules.regularization) & (reseeds < max_reseeds)
         if rules.kept is not None:
             failing &= ~rules.kept
+        if rules.weight_rows < 0:
+            present = rows + rules.weight_rows > 0
+            failing &= present
+            if int(present.sum()) != n_present:  # the prior of the weights is that of those that are left
+                n_present, history = int(present.sum()), []
         reseeded = failing.nonzero()[:, 0].tolist()
         if reseeded:
             reseeds += failing
@@ -359,7 +184,7 @@ def iterate(
             parameters = reseed(parameters, reseeded, candidates)[0]
             history = []
         elif leaps and is_slow(history) and (dof := leaps.next(parameters.dof)) is not None:
-            before_leap, parameters = parameters, replace(parameters, dof=dof)
+            before_leap, parameters = parameters, replace(parameters, dof=rules.unless_frozen(dof, parameters.dof))
             settled = replace(rules, learn_dof=False)  # the scales follow, before the leap is judged
             parameters = maximization(expectation(chunks, parameters, settled, dtype), parameters, settled)
 

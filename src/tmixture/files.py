@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tmixture.priors import Prior
 from tmixture.step_sizes import PowerDecay
 
 FORMAT = "tmixture.StudentTMixture/1"
@@ -27,6 +28,7 @@ def encoded(settings: dict[str, Any]) -> dict[str, Any]:
     elif callable(step):
         raise ValueError("step_size is a function, which a file cannot hold: set it to a number or a PowerDecay")
     plain["init"] = plain["init"].tolist() if isinstance(plain["init"], Tensor) else plain["init"]
+    plain["prior"] = None if plain["prior"] is None else asdict(plain["prior"])
     plain["generator"] = plain["generator"] if isinstance(plain["generator"], int) else None
     plain["dtype"] = str(plain["dtype"]).removeprefix("torch.")
     return plain
@@ -36,7 +38,8 @@ def decoded(plain: dict[str, Any]) -> dict[str, Any]:
     """The arguments that `encoded` made plain."""
     step = plain["step_size"]
     step = PowerDecay(**step) if isinstance(step, dict) else step
-    return {**plain, "step_size": step, "dtype": getattr(torch, plain["dtype"])}
+    prior = Prior(**plain["prior"]) if plain.get("prior") else None
+    return {**plain, "step_size": step, "prior": prior, "dtype": getattr(torch, plain["dtype"])}
 
 
 def write(

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from tmixture.candidates import TruncatedExpectation
 from tmixture.chunks import Chunks
-from tmixture.em import Rules, Step, iterate, on_host
+from tmixture.em import Step, iterate, on_host
+from tmixture.maximization import Rules
 from tmixture.numerics import accumulation_dtype
 from tmixture.parameters import Parameters
 from tmixture.reseeding import degenerate_components

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.chunks import Chunk, Chunks, chunk_size
-from tmixture.em import Rules, expectation, maximization
+from tmixture.em import expectation
+from tmixture.maximization import Rules, maximization
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
 from tmixture.sampling import Sample, draw_sample, sample_size, without_stray_rows
@@ -27,6 +28,8 @@ LLOYD_ROUNDS = 20
 SEED_ROUNDS = 64
 # … from this many rows per component.
 SEED_ROWS = 128
+# What a background starts with.
+BACKGROUND_WEIGHT = 0.05
 # M-steps from given responsibilities of a structure that needs several.
 GRADUAL_STEPS = 10
 
@@ -163,6 +166,7 @@ def start(
     variance: Tensor,
     dtype: torch.dtype,
     generator: torch.Generator | None,
+    background: Tensor | None = None,
 ) -> Parameters:
     """The parameters that EM starts from, the same in all processes that share their data.
 
@@ -176,13 +180,16 @@ def start(
         variance: (d,), of the sample.
         dtype: of the arithmetic on chunks.
         generator: source of randomness.
+        background: the mean (d,) of the last component, if that is a background.
     """
     if given is not None:
         rows = random_rows(sample.x, sample.weight, len(dof), generator)
+        if background is not None:
+            rows[-1] = background
         if rules.distributed:
             rows = distributed.from_first_process(rows)  # generators may differ
         return from_responsibilities(given, uniform(rows, scale, dof), rules, variance, dtype)
-    parameters = from_centres(init, sample, scale, dof, rules, variance, generator)
+    parameters = from_centres(init, sample, scale, dof, rules, variance, generator, background)
     if rules.distributed:
         distributed.broadcast_in_place(list(parameters.tensors().values()))
     return parameters
@@ -196,8 +203,11 @@ def from_centres(
     rules: Rules,
     variance: Tensor,
     generator: torch.Generator | None,
+    background: Tensor | None = None,
 ) -> Parameters:
     """Parameters from hard clusters around centres, found in the sample or given as a tensor (K, d).
+
+    A background has no rows at first, and a weight of its own.
 
     Args:
         init: a key of `CENTRES` or the centres.
@@ -207,12 +217,19 @@ def from_centres(
         rules: of the M-step.
         variance: (d,), of the data, to which scales of very small clusters shrink.
         generator: source of randomness.
+        background: as of `start`.
     """
     shift = sample.x.mean(0)
     x = sample.x - shift
     K = len(dof)
-    centres = CENTRES[init](x, sample.weight, K, generator) if isinstance(init, str) else init.to(x) - shift
+    n_centres = K if background is None else K - 1
+    if isinstance(init, str):
+        centres = CENTRES[init](x, sample.weight, n_centres, generator)
+    else:
+        centres = init[:n_centres].to(x) - shift
     labels = nearest(x, centres)
+    if background is not None:
+        centres = torch.cat([centres, (background.to(shift) - shift)[None]])
     base = uniform(centres + shift, scale, dof)
     d = x.shape[1]
     chunks = Chunks(
@@ -220,6 +237,10 @@ def from_centres(
     )
     rules = replace(rules, distributed=False)
     parameters = from_responsibilities(chunks, base, rules, variance, sample.x.dtype)
+    if background is not None:
+        weights = (1 - BACKGROUND_WEIGHT) * parameters.weights
+        weights[-1] = BACKGROUND_WEIGHT
+        parameters = replace(parameters, weights=weights / weights.sum())
     return parameters if isinstance(init, str) else replace(parameters, means=base.means)
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.chunks import Chunks
-from tmixture.em import Anchors, Rules
 from tmixture.initialization import kmeans_plus_plus
+from tmixture.maximization import Rules
 from tmixture.numerics import exact
 from tmixture.sampling import Sample
+from tmixture.shrinkage import Anchors
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class KnownRows:
 
 
 def anchored(rules: Rules, init: str | Tensor, anchor_rows: float, known: KnownRows | None, like: Tensor) -> Rules:
-    """The rules with what the means are held at, and which components have rows of their own.
+    """The rules with what the means are held at, too, and which components have rows of their own.
 
     Args:
         rules: without either.
@@ -94,5 +95,6 @@ def anchored(rules: Rules, init: str | Tensor, anchor_rows: float, known: KnownR
         means = torch.where((known.rows > 0)[:, None], known.means.to(means), means)
         rows = torch.where(known.rows > 0, known.alone * anchor_rows, rows)
     kept = (rows > 0) if known is None else (rows > 0) | (known.rows > 0)
-    anchors = Anchors(exact(means), exact(rows)) if rows.any() else None
-    return replace(rules, anchors=anchors, kept=kept.cpu() if kept.any() else None)
+    anchors = (Anchors(exact(means), exact(rows)),) if rows.any() else ()
+    rules = replace(rules, anchors=rules.anchors + anchors)
+    return rules.keeping(kept.cpu()) if kept.any() else rules

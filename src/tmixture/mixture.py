@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -9,13 +10,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tmixture import candidates, diagnostics, em, fitting, initialization, sampling, streaming, validation
+from tmixture import candidates, diagnostics, fitting, initialization, sampling, streaming, validation
 from tmixture.chunks import Chunks, Data, check_stream_weights, unit_of
+from tmixture.frozen import Frozen, checked_parts, require_values
 from tmixture.known import KnownRows, anchored
+from tmixture.maximization import Rules
 from tmixture.model import MixtureModel
 from tmixture.notices import each_once
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
+from tmixture.priors import Prior
 from tmixture.scales import STRUCTURES
 from tmixture.step_sizes import PowerDecay, StepSize
 
@@ -53,6 +57,13 @@ class StudentTMixture(MixtureModel):
             `labels`. None if component k is class k.
         anchor_rows: as by how many rows, of latent precision one, each mean is held where it is known to belong: at the
             mean of its rows of known class, or else at `init`, if that gives means. These rows count for nothing else.
+        prior: what is believed of all components before the data; see `Prior`.
+        frozen: what learning leaves as it is: names among "weights", "means", "scales" and "dof", or a mapping of such
+            names to masks (K,) of components. A fit then starts from the parameters that the mixture has. Without any
+            only means that `init` gives, and ν, can be frozen.
+        background: whether the last component is a background for rows that belong nowhere: with the mean and the
+            variances of the data, which stay, and a weight that is learned. `predict` gives its rows −1. If `init` is
+            means, they are those of the others (K − 1, d).
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         step_size: step sizes of `partial_fit`: a constant, or a function of the number of the batch.
@@ -111,6 +122,9 @@ class StudentTMixture(MixtureModel):
         tol: float = 1e-4,
         component_labels: Tensor | list[int] | None = None,
         anchor_rows: float = 0.0,
+        prior: Prior | None = None,
+        frozen: str | Iterable[str] | Mapping[str, Any] | None = None,
+        background: bool = False,
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         step_size: StepSize = PowerDecay(),
@@ -140,7 +154,9 @@ class StudentTMixture(MixtureModel):
             dtype,
             rank=rank,
             learn_dof=learn_dof,
-            component_labels=validation.component_labels(component_labels, K),
+            component_labels=validation.component_labels(component_labels, K, background=background),
+            frozen=checked_parts(frozen, K, shared_scale=not structure.per_component),
+            background=validation.background(background, K, structure),
             chunk_size=None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size"),
             allow_tf32=allow_tf32,
             distributed=distributed,
@@ -148,11 +164,12 @@ class StudentTMixture(MixtureModel):
 
         self.dof_bounds = dof_bounds
         self.reg_covar = validation.regularization(reg_covar)
-        self.init = validation.init(init, tuple(initialization.CENTRES), K, d)
+        self.init = validation.init(init, tuple(initialization.CENTRES), K - background, d)
         self.n_init = validation.positive_integer(n_init, "n_init")
         self.max_iter = validation.whole_number(max_iter, "max_iter")
         self.tol = validation.not_negative(tol, "tol")
         self.anchor_rows = validation.not_negative(anchor_rows, "anchor_rows")
+        self.prior = validation.prior(prior, d)
         self.scale_update = validation.one_of(scale_update, ("px", "classic"), "scale_update")
         self.step_size = validation.step_size(step_size)
         self.warm_start = warm_start
@@ -206,17 +223,17 @@ class StudentTMixture(MixtureModel):
                 sample = initialization.rows_to_start_from(
                     chunks, self.n_components, self.means.dtype, generator, shared=self.distributed
                 )
-                variance = sampling.variances(sample)
+                spread = sampling.spread(sample)
                 known = KnownRows.of(chunks, shared=self.has_company)
-                rules = self._rules(variance, known)
-                is_given = given or isinstance(self.init, Tensor) or (self.warm_start and self.is_fitted)
+                rules = self._rules(spread, known)
+                is_given = given or isinstance(self.init, Tensor) or self._goes_on
                 try:
                     for _ in range(1 if is_given else self.n_init):
                         fits.append(fitting.Fit())
                         fitting.run(
                             fits[-1],
                             chunks,
-                            self._start(sample, given, rules, variance, generator, known),
+                            self._start(sample, given, rules, spread, generator, known),
                             rules,
                             dtype=fitting.working_dtype(self.means.dtype, chunks, self.n_components),
                             max_iter=self.max_iter,
@@ -279,47 +296,6 @@ class StudentTMixture(MixtureModel):
             self.n_reseeded_ += update.n_reseeded
         return self
 
-    # ---------------------------------------------------------------- parameters that are given
-
-    @classmethod
-    def from_parameters(
-        cls,
-        weights: Tensor | np.ndarray,
-        means: Tensor | np.ndarray,
-        scales: Tensor | np.ndarray | None = None,
-        *,
-        loadings: Tensor | np.ndarray | None = None,
-        noise: Tensor | np.ndarray | None = None,
-        dof: float | Tensor | list[float] = 4.0,
-        covariance_type: str = "full",
-        **settings: Any,
-    ) -> Self:
-        """A mixture with given parameters, ready to be asked, or to be fitted further with `warm_start=True`.
-
-        Args:
-            weights: (K,), not negative, not all zero; they are normalised.
-            means: (K, d).
-            scales: scale matrices (K, d, d), of which a structure other than "full" keeps the closest it can hold.
-            loadings: Λ (K, d, q) of "lowrank", instead of `scales`.
-            noise: the diagonals (K, d) of Ψ, with `loadings`.
-            dof: as for the constructor.
-            covariance_type: as for the constructor; "lowrank" with `loadings`.
-            **settings: further arguments of the constructor.
-        """
-        means = validation.means(means)
-        K, d = means.shape
-        settings.setdefault("dtype", means.dtype if means.is_floating_point() else None)
-        factors = validation.factors(loadings, noise, scales, K, d)
-        if factors:
-            covariance_type, settings["rank"] = "lowrank", factors["loadings"].shape[2]
-        mixture = cls(K, d, dof=dof, covariance_type=covariance_type, **settings)
-        if factors:
-            scale = mixture.structure(**factors)
-        else:
-            scale = mixture.structure.from_dense(validation.covariance_matrices(scales, K, d), mixture.rank or 0)
-        mixture.adopt(Parameters(validation.weights(weights, K), means.double(), scale, mixture.dof.double()))
-        return mixture
-
     # ---------------------------------------------------------------- inside
 
     def _chunks_to_fit(
@@ -332,36 +308,61 @@ class StudentTMixture(MixtureModel):
         size = candidates.rows_per_chunk(self.n_components * (self.rank or 1), self.n_features)
         return self.chunks(data, sample_weight, size=size, in_order=True)
 
-    def _rules(self, variance: Tensor, known: KnownRows | None = None) -> em.Rules:
-        """How to fit data of these variances (d,), some rows of which are known."""
-        variance = fitting.positive(variance)
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a fit starts from the present parameters."""
+        return self.is_fitted and (self.warm_start or self.frozen is not None)
+
+    def _rules(self, spread: sampling.Spread, known: KnownRows | None = None, expected: Tensor | None = None) -> Rules:
+        """How to fit data.
+
+        Args:
+            spread: where it lies.
+            known: what is known of its rows.
+            expected: variances (d,) of a component, if they are known.
+        """
+        variance = fitting.positive(spread.variance)
+        if expected is None:  # that K ellipsoids fill the volume
+            expected = variance / self.n_components ** (2 / self.n_features)
         credit = fitting.regularization(self.reg_covar, variance)
-        rules = em.Rules(self.scale_update, self.learn_dof, self.dof_bounds, credit, variance, self.distributed)
+        rules = Rules(self.scale_update, self.learn_dof, self.dof_bounds, credit, variance, self.distributed)
+        rules = rules.believing(self.prior, self.n_components, exact(spread.mean), expected)
+        rules = rules.holding(Frozen.of(self.frozen, self.background, self.n_components, self.means.device))
         return anchored(rules, self.init, self.anchor_rows, known, self.means)
 
     def _start(
         self,
         sample: sampling.Sample,
         given: Chunks | None,
-        rules: em.Rules,
-        variance: Tensor,
+        rules: Rules,
+        spread: sampling.Spread,
         generator: torch.Generator | None,
         known: KnownRows | None = None,
     ) -> Parameters:
         """The parameters that EM starts from, in the dtype of statistics; see `initialization.start`."""
         dtype = accumulation_dtype(self.means.device)
-        if self.warm_start and self.is_fitted:
+        if self._goes_on:
             return self.snapshot().to(dtype)
-        variance = variance.maximum(rules.regularization)  # it is zero where all rows are equal
+        require_values(self.frozen, self.init, given is not None)
+        variance = spread.variance.maximum(rules.regularization)  # it is zero where all rows are equal
         scale = self.structure.diagonal(variance.expand(self.n_components, -1), self.rank or 0)
         init = self.init
         if known is not None and not isinstance(init, Tensor):
             init = known.centres(sample, variance, generator)
         return initialization.start(
-            init, sample, given, scale, self.initial_dof, rules, variance, self.means.dtype, generator
+            init,
+            sample,
+            given,
+            scale,
+            self.initial_dof,
+            rules,
+            variance,
+            self.means.dtype,
+            generator,
+            background=spread.mean if self.background else None,
         )
 
-    def _conclude(self, fit: fitting.Fit, rules: em.Rules, chunks: Chunks) -> None:
+    def _conclude(self, fit: fitting.Fit, rules: Rules, chunks: Chunks) -> None:
         """Keep the outcome of a fit."""
         step = fit.step
         self.adopt(step.parameters)
@@ -376,16 +377,18 @@ class StudentTMixture(MixtureModel):
         if self.running.waiting is not None or not self.is_fitted:
             return None
         parameters = self.snapshot().to(accumulation_dtype(self.means.device))
-        variance = parameters.variance_within()
-        return streaming.Stream.of_parameters(parameters, self._rules(variance).regularization, variance)
+        within = sampling.Spread(parameters.origin(), parameters.variance_within())
+        return streaming.Stream.of_parameters(parameters, self._rules(within).regularization, within.variance)
 
     def _continued_stream(self, known: streaming.Stream, batch: Chunks) -> streaming.Update:
         """What the rows of a batch make of a stream that is under way."""
+        parameters = self.snapshot().to(accumulation_dtype(self.means.device))
+        within = sampling.Spread(parameters.origin(), known.variance)
         return streaming.advance(
             known,
-            self.snapshot().to(accumulation_dtype(self.means.device)),
+            parameters,
             batch,
-            self._rules(known.variance),
+            self._rules(within, expected=known.variance),
             self.step_size,
             fitting.working_dtype(self.means.dtype, batch, self.n_components),
             sampling.as_generator(self.generator),
@@ -401,7 +404,7 @@ class StudentTMixture(MixtureModel):
             return streaming.Update(sample)
         unit = unit_of(sample.weight)
         sample = sample.times(1 / unit)
-        variance = sampling.variances(sample)
-        rules = streaming.shrinking(self._rules(variance), self.snapshot().scale, self.n_features, variance)
-        start = self._start(sample, None, rules, variance, generator)
+        spread = sampling.spread(sample)
+        rules = streaming.shrinking(self._rules(spread), self.snapshot().scale, self.n_features, spread.variance)
+        start = self._start(sample, None, rules, spread, generator)
         return streaming.warm_up(sample, unit, start, rules, dtype, self.tol, generator)

@@ -18,6 +18,7 @@ from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
 from tmixture.conditioning import conditional
 from tmixture.criteria import information_criteria
 from tmixture.density import Density
+from tmixture.frozen import Frozen
 from tmixture.parameters import Parameters
 from tmixture.sampling import as_generator
 from tmixture.state import MixtureState
@@ -31,7 +32,7 @@ class MixtureModel(MixtureState):
     `torch.set_float32_matmul_precision` say.
 
     Args:
-        unfitted: as of `MixtureState`; as are dtype, rank, component_labels and allow_tf32.
+        unfitted: as of `MixtureState`; as are dtype, rank, component_labels, frozen, background and allow_tf32.
         learn_dof: which of the ν are free parameters.
         chunk_size: as of `StudentTMixture`; as is distributed.
     """
@@ -44,11 +45,21 @@ class MixtureModel(MixtureState):
         rank: int | None,
         learn_dof: Literal[False, "shared", "component"],
         component_labels: list[int] | None,
+        frozen: dict[str, list[bool]] | None,
+        background: bool,
         chunk_size: int | None,
         allow_tf32: bool,
         distributed: bool,
     ) -> None:
-        super().__init__(unfitted, dtype, rank=rank, component_labels=component_labels, allow_tf32=allow_tf32)
+        super().__init__(
+            unfitted,
+            dtype,
+            rank=rank,
+            component_labels=component_labels,
+            frozen=frozen,
+            background=background,
+            allow_tf32=allow_tf32,
+        )
         self.learn_dof = learn_dof
         self.chunk_size = chunk_size
         self.distributed = distributed
@@ -132,6 +143,16 @@ class MixtureModel(MixtureState):
         """
         return tail_probability(self.mahalanobis(x), self.dof, self.n_features)
 
+    @of_any_size
+    def outlier_probability(self, x: Tensor) -> Tensor:
+        """How likely it is that x_i belongs to the background: (n, d) → (n,), its responsibility, differentiable."""
+        if not self.background:
+            raise ValueError(
+                "outlier_probability needs a mixture with background=True; `tail_probability` tells of any mixture how "
+                "far out a row lies"
+            )
+        return self(x)[:, -1]
+
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | int | None = None) -> tuple[Tensor, Tensor]:
         """Draw n points (n, d) and the components (n,) that they come from; `generator` may be a seed."""
@@ -168,6 +189,8 @@ class MixtureModel(MixtureState):
             settings["rank"] = None
         if isinstance(self.init, Tensor):
             settings["init"] = self.init[:, chosen.to(self.init.device)]
+        if settings["prior"] is not None:
+            settings["prior"] = settings["prior"].marginal(chosen)
         mixture = type(self)(**settings)
         mixture.adopt(parameters)
         return mixture
@@ -217,7 +240,7 @@ class MixtureModel(MixtureState):
 
     @torch.no_grad()
     def predict(self, data: Data, *, outliers: float | None = None) -> Tensor:
-        """The component with the largest responsibility for each row: labels (N,), int64.
+        """The component with the largest responsibility for each row: labels (N,), int64, −1 for a background.
 
         Args:
             data: whatever `fit` takes, one chunk at a time.
@@ -225,14 +248,14 @@ class MixtureModel(MixtureState):
                 component is smaller. Of the rows that the mixture expects, so many are called outliers, too.
         """
         if outliers is None:
-            return self.in_chunks(lambda rows: self.log_joint(rows).argmax(1), data)
+            return self.in_chunks(lambda rows: self._labels(self.log_joint(rows)), data)
         limits = distance_limits(validation.probability(outliers, "outliers"), self.dof, self.n_features)
 
         def question(rows: Tensor) -> Tensor:
             with self.full_precision():
                 density, distances = self._distances(rows)
-                labels = self._joint(density, distances).argmax(1)
-            own = distances.gather(1, labels[:, None])[:, 0]
+                labels = self._labels(self._joint(density, distances))
+            own = distances.gather(1, labels[:, None].clamp(min=0))[:, 0]
             return torch.where(own > limits[labels], -1, labels)
 
         return self.in_chunks(question, data)
@@ -286,10 +309,12 @@ class MixtureModel(MixtureState):
 
     @property
     def n_free_parameters(self) -> int:
-        """p, the number of free parameters, for information criteria."""
+        """p, the number of free parameters, for information criteria. What is frozen is not free."""
         K, d = self.n_components, self.n_features
-        dof = {False: 0, "shared": 1, "component": K}[self.learn_dof]
-        return K - 1 + K * d + self.snapshot().scale.n_parameters(K, d) + dof
+        frozen = Frozen.of(self.frozen, self.background, K, self.means.device)
+        weights, means, scales, dof = (K,) * 4 if frozen is None else frozen.n_free
+        tails = {False: 0, "shared": min(dof, 1), "component": dof}[self.learn_dof]
+        return max(weights - 1, 0) + means * d + self.snapshot().scale.n_parameters(scales, d) * (scales > 0) + tails
 
     def chunks(
         self,
@@ -349,6 +374,11 @@ class MixtureModel(MixtureState):
     @property
     def _result_dtype(self) -> torch.dtype:
         return torch.promote_types(self.means.dtype, torch.float32)
+
+    def _labels(self, joint: Tensor) -> Tensor:
+        """The best component of each row (n, K), or −1 if it is a background."""
+        labels = joint.argmax(1)
+        return torch.where(labels == self.n_components - 1, -1, labels) if self.background else labels
 
     def _joint(self, density: Density, distances: Tensor) -> Tensor:
         return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)

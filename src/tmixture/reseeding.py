@@ -32,7 +32,7 @@ def failed_components(rows: Tensor, total_rows: float, parameters: Parameters, r
         rows: of each component (K,), on the host.
         total_rows: of all of them.
         parameters: that followed from them.
-        regularization: (d,), see `em.Rules`.
+        regularization: (d,), see `Rules`.
     """
     if total_rows < 2 * parameters.n_components:
         return torch.zeros_like(rows, dtype=torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -154,8 +155,15 @@ def _has_company(x: Tensor, norm: Tensor) -> Tensor:
     return torch.cat([rows.sum(1) for rows in near]) > 2  # itself among them
 
 
-def variances(sample: Sample) -> Tensor:
-    """The weighted variance of each feature (d,), with values clipped that lie far from its median.
+class Spread(NamedTuple):
+    """Where rows lie, and how far apart: the mean and the variance of each feature, both (d,)."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+def spread(sample: Sample) -> Spread:
+    """The weighted mean and variance of each feature, with values clipped that lie far from its median.
 
     Far is more than ten times as far as is usual among the rows that differ from the median at all: neither do
     saturated or corrupt values count by their size, nor is a feature that is mostly constant taken for a constant.
@@ -170,7 +178,7 @@ def variances(sample: Sample) -> Tensor:
         clipped = exact((rows - centre).clamp(-reach, reach))
         mean += weight @ clipped
         square += weight @ clipped.square()
-    return (square - mean.square()).clamp(min=0)
+    return Spread(centre + mean, (square - mean.square()).clamp(min=0))
 
 
 def sorted_columns(x: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ import os
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from typing_extensions import Self
 
-from tmixture import files
+from tmixture import files, validation
 from tmixture.density import Density, working_density
 from tmixture.host import number, set_number
 from tmixture.parameters import Parameters
@@ -34,7 +35,8 @@ class MixtureState(nn.Module):
         unfitted: parameters whose shapes and devices are what matters, and ν, from which learning starts.
         dtype: of the buffers.
         rank: of a structure that has one.
-        component_labels: the class of each component, as of `StudentTMixture`; as is allow_tf32.
+        component_labels: the class of each component, as of `StudentTMixture`; as are background and allow_tf32.
+        frozen: masks (K,) of the components of which some part stays as it is, by part.
     """
 
     weights: Tensor
@@ -50,12 +52,14 @@ class MixtureState(nn.Module):
         *,
         rank: int | None,
         component_labels: list[int] | None,
+        frozen: dict[str, list[bool]] | None,
+        background: bool,
         allow_tf32: bool,
     ) -> None:
         super().__init__()
         self.n_components, self.n_features = unfitted.n_components, unfitted.n_features
         self.covariance_type, self.rank = unfitted.scale.covariance_type, rank
-        self.component_labels = component_labels
+        self.component_labels, self.frozen, self.background = component_labels, frozen, background
         self.allow_tf32 = allow_tf32
         for name, tensor in unfitted.tensors().items():
             self.register_buffer(name, tensor.to(dtype))
@@ -158,17 +162,61 @@ class MixtureState(nn.Module):
         order = torch.as_tensor(components, device=self.means.device)
         if order.dim() != 1 or sorted(order.tolist()) != list(range(self.n_components)):
             raise ValueError(f"components must be a permutation of 0 … {self.n_components - 1}, got {order.tolist()}")
+        if self.background and int(order[-1]) != self.n_components - 1:
+            raise ValueError(f"components must leave the background the last one, got {order.tolist()}")
         self.require_fitted()
         with self.exact_arithmetic():
             parameters = self.snapshot()
             self.adopt(parameters.take(order))
             if self.component_labels is not None:
                 self.component_labels = self.classes[order].tolist()
+            if self.frozen is not None:
+                self.frozen = {part: [mask[k] for k in order.tolist()] for part, mask in self.frozen.items()}
             if self.running.started:
                 self.running.set(self.running.stream.reorder(parameters.scale, order))
         return self
 
     # ---------------------------------------------------------------- settings and files
+
+    @classmethod
+    def from_parameters(
+        cls,
+        weights: Tensor | np.ndarray,
+        means: Tensor | np.ndarray,
+        scales: Tensor | np.ndarray | None = None,
+        *,
+        loadings: Tensor | np.ndarray | None = None,
+        noise: Tensor | np.ndarray | None = None,
+        dof: float | Tensor | list[float] = 4.0,
+        covariance_type: str = "full",
+        **settings: Any,
+    ) -> Self:
+        """A mixture with given parameters, ready to be asked, or to be fitted further with `warm_start=True`.
+
+        Args:
+            weights: (K,), not negative, not all zero; they are normalised.
+            means: (K, d).
+            scales: scale matrices (K, d, d), of which a structure other than "full" keeps the closest it can hold.
+            loadings: Λ (K, d, q) of "lowrank", instead of `scales`.
+            noise: the diagonals (K, d) of Ψ, with `loadings`.
+            dof: as for the constructor.
+            covariance_type: as for the constructor; "lowrank" with `loadings`.
+            **settings: further arguments of the constructor.
+        """
+        means = validation.means(means)
+        K, d = means.shape
+        settings.setdefault("dtype", means.dtype if means.is_floating_point() else None)
+        factors = validation.factors(loadings, noise, scales, K, d)
+        if factors:
+            covariance_type, settings["rank"] = "lowrank", factors["loadings"].shape[2]
+        settings.update(n_components=K, n_features=d, dof=dof, covariance_type=covariance_type)
+        mixture = cls(**settings)
+        if factors:
+            scale = mixture.structure(**factors)
+        else:
+            scale = mixture.structure.from_dense(validation.covariance_matrices(scales, K, d), mixture.rank or 0)
+        mixture.adopt(Parameters(validation.weights(weights, K), means.double(), scale, mixture.dof.double()))
+        return mixture
 
     @classmethod
     def setting_names(cls) -> list[str]:

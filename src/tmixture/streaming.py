@@ -11,6 +11,7 @@ from torch import Tensor
 from tmixture import em, reseeding
 from tmixture.chunks import Chunk, Chunks
 from tmixture.initialization import prior_rows
+from tmixture.maximization import Rules, maximization
 from tmixture.parameters import Parameters
 from tmixture.sampling import Sample, draw_sample
 from tmixture.scales import Scale
@@ -31,7 +32,7 @@ class Stream:
     Attributes:
         statistics: averages per unit of sample weight, about a reference that stays.
         total_weight: sum of all sample weights seen, scalar.
-        regularization: (d,), see `em.Rules`; fixed with the initialisation.
+        regularization: (d,), see `Rules`; fixed with the initialisation.
         variance: (d,), variances within components at the initialisation, towards which the scales of components of
             very few rows shrink.
     """
@@ -84,7 +85,7 @@ class Update:
     n_reseeded: int = 0
 
 
-def shrinking(rules: em.Rules, scale: Scale, n_features: int, variance: Tensor) -> em.Rules:
+def shrinking(rules: Rules, scale: Scale, n_features: int, variance: Tensor) -> Rules:
     """The rules for components that have few rows as yet."""
     credit = prior_rows(scale, n_features)
     return replace(rules, prior_rows=credit, prior_variance=variance, own_rows=WARMUP_ROWS)
@@ -105,7 +106,7 @@ def warm_up(
     sample: Sample,
     weight_unit: float,
     start: Parameters,
-    rules: em.Rules,
+    rules: Rules,
     dtype: torch.dtype,
     tol: float,
     generator: torch.Generator | None,
@@ -131,7 +132,7 @@ def advance(
     stream: Stream,
     parameters: Parameters,
     batch: Chunks,
-    rules: em.Rules,
+    rules: Rules,
     step_size: StepSize,
     dtype: torch.dtype,
     generator: torch.Generator | None,
@@ -163,11 +164,12 @@ def advance(
     blended = stream.statistics.blend(averages, rate)
     # The rows that the averages remember.
     blended.rows = sums.rows / rate
-    parameters = em.maximization(blended, parameters, rules)
+    parameters = maximization(blended, parameters, rules)
     blended = blended.standardized(scale)
     dead: list[int] = []
     if restart:
-        dead = (blended.responsibility * blended.rows < DEAD_ROWS).nonzero()[:, 0].tolist()
+        is_dead = blended.responsibility * blended.rows < DEAD_ROWS
+        dead = (is_dead if rules.kept is None else is_dead & ~rules.kept.to(is_dead.device)).nonzero()[:, 0].tolist()
     if dead:
         candidates = reseeding.poorly_explained(
             batch, parameters, len(dead), dtype, generator, synchronize=rules.distributed

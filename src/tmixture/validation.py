@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tmixture.arrays import as_array, as_tensor
+from tmixture.priors import Prior
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.step_sizes import StepSize
 
@@ -142,15 +144,58 @@ def init(value: Any, options: tuple[str, ...], n_components: int, n_features: in
     return means
 
 
-def component_labels(value: Any, n_components: int) -> list[int] | None:
-    """The class of each component, −1 for none."""
+def prior(value: Any, n_features: int) -> Prior | None:
+    """A prior with plain numbers that fit the features."""
     if value is None:
         return None
+    if not isinstance(value, Prior):
+        raise ValueError(f"prior must be a tmixture.Prior or None, got {value!r}")
+    if not isinstance(value.weight_rows, (int, float)) or not math.isfinite(value.weight_rows):
+        raise ValueError(f"prior.weight_rows must be a finite number, got {value.weight_rows!r}")
+    for name in ("mean_rows", "scale_rows"):
+        not_negative(getattr(value, name), f"prior.{name}")
+    mean = None if value.mean is None else as_tensor(value.mean, "prior.mean").detach()
+    if mean is not None and (tuple(mean.shape) != (n_features,) or not mean.isfinite().all()):
+        raise ValueError(f"prior.mean must be {n_features} finite numbers, got {value.mean!r}")
+    scale = None if value.scale is None else as_tensor(value.scale, "prior.scale").detach()
+    if scale is not None and not _are_variances(scale, n_features):
+        raise ValueError(
+            f"prior.scale must be {n_features} positive variances, or a symmetric positive definite matrix "
+            f"({n_features}, {n_features}), got {value.scale!r}"
+        )
+    return replace(value, mean=None if mean is None else mean.tolist(), scale=None if scale is None else scale.tolist())
+
+
+def _are_variances(scale: Tensor, n_features: int) -> bool:
+    """Whether these are positive variances (d,) or a covariance matrix (d, d)."""
+    if tuple(scale.shape) == (n_features,):
+        return bool((scale.isfinite() & (scale > 0)).all())
+    if tuple(scale.shape) != (n_features, n_features) or not torch.allclose(scale, scale.T):
+        return False
+    return not bool(torch.linalg.cholesky_ex(scale.double())[1])
+
+
+def background(value: bool, n_components: int, structure: type[Scale]) -> bool:
+    """Whether there is one, which needs a scale of its own, and company."""
+    if value and (n_components == 1 or not structure.per_component):
+        raise ValueError(
+            f"background=True needs another component and a structure with a scale for each, got n_components="
+            f"{n_components} and covariance_type={structure.covariance_type!r}"
+        )
+    return bool(value)
+
+
+def component_labels(value: Any, n_components: int, *, background: bool = False) -> list[int] | None:
+    """The class of each component, −1 for none, of which a background, the last one, is."""
+    if value is None:
+        return [*range(n_components - 1), -1] if background else None
     labels = as_tensor(value, "component_labels").detach()
     if tuple(labels.shape) != (n_components,) or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"component_labels must be integers, one for each of {n_components} components, got {value!r}")
     if not (labels >= 0).any() or (labels < -1).any():
         raise ValueError(f"component_labels must be classes 0, 1, … or −1 for none, got {value!r}")
+    if background and labels[-1] != -1:
+        raise ValueError(f"component_labels must end with −1, as the background has no class, got {value!r}")
     return labels.tolist()
 
 

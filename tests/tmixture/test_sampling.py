@@ -110,7 +110,7 @@ def test_variances_are_those_of_numpy_where_nothing_lies_far_away():
     rng = np.random.default_rng(0)
     x, weight = 1e4 + rng.normal(size=(50, 3)), rng.integers(1, 4, 50)
     sample = sampling.Sample(torch.as_tensor(x), torch.as_tensor(weight, dtype=torch.float64), 50)
-    np.testing.assert_allclose(sampling.variances(sample), np.repeat(x, weight, axis=0).var(0), rtol=1e-9)
+    np.testing.assert_allclose(sampling.spread(sample).variance, np.repeat(x, weight, axis=0).var(0), rtol=1e-9)
 
 
 def test_variances_of_features_are_not_those_of_their_outliers():
@@ -120,10 +120,10 @@ def test_variances_of_features_are_not_those_of_their_outliers():
     x[rng.random(5000) < 0.9, 1] = 0
     clean = torch.as_tensor(x.var(0))
     x[:100] = 65504 * np.array([1.0, 1.0, 1e6, 1e-6])
-    found = sampling.variances(sampling.Sample(torch.as_tensor(x), torch.ones(5000, dtype=torch.float64), 5000))
+    found = sampling.spread(sampling.Sample(torch.as_tensor(x), torch.ones(5000, dtype=torch.float64), 5000)).variance
     assert ((found / clean > 0.5) & (found / clean < 20)).all(), found / clean
     constant = torch.full((50, 1), 7.0)
-    assert sampling.variances(sampling.Sample(constant, torch.ones(50), 50)).tolist() == [0.0]
+    assert sampling.spread(sampling.Sample(constant, torch.ones(50), 50)).variance.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

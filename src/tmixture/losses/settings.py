@@ -23,6 +23,8 @@ def mixture(given: StudentTMixture | None, n_components: int | None, embedding_s
     if isinstance(given, StudentTMixture):
         if n_components is not None or embedding_size is not None:
             raise ValueError("n_components and embedding_size are those of the mixture given: leave them out")
+        if given.background:
+            raise ValueError("mixture must have no background: a loss on clusters gives every row one")
         return given
     if given is not None or n_components is None or embedding_size is None:
         raise ValueError(
