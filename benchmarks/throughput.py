@@ -13,8 +13,8 @@ import torch
 
 from tmixture import StudentTMixture
 from tmixture.em import expectation
-from tmixture.maximization import Rules, maximization
 from tmixture.initialization import uniform
+from tmixture.maximization import Rules, maximization
 from tmixture.scales import STRUCTURES
 
 PROBLEMS = (

@@ -28,8 +28,8 @@ LLOYD_ROUNDS = 20
 SEED_ROUNDS = 64
 # … from this many rows per component.
 SEED_ROWS = 128
-# What a background starts with.
-BACKGROUND_WEIGHT = 0.05
+# Rows so many times as far from their centre as half of its rows begin in a background, whose weight is at least this.
+FAR, LEAST_WEIGHT = 2.0, 0.01
 # M-steps from given responsibilities of a structure that needs several.
 GRADUAL_STEPS = 10
 
@@ -207,7 +207,7 @@ def from_centres(
 ) -> Parameters:
     """Parameters from hard clusters around centres, found in the sample or given as a tensor (K, d).
 
-    A background has no rows at first, and a weight of its own.
+    A background begins with the rows that lie far out in their clusters.
 
     Args:
         init: a key of `CENTRES` or the centres.
@@ -228,20 +228,28 @@ def from_centres(
     else:
         centres = init[:n_centres].to(x) - shift
     labels = nearest(x, centres)
+    means = exact(centres + shift if isinstance(init, str) else init[:n_centres].to(x.device))
     if background is not None:
-        centres = torch.cat([centres, (background.to(shift) - shift)[None]])
-    base = uniform(centres + shift, scale, dof)
+        means = torch.cat([means, background.to(means)[None]])
+        labels[far_out(x - centres[labels], labels)] = n_centres
+    base = uniform(means, scale, dof)
     d = x.shape[1]
     chunks = Chunks(
         sample.x, d, x.device, chunk_size(K, d), sample_weight=sample.weight, responsibilities=labels, n_components=K
     )
     rules = replace(rules, distributed=False)
     parameters = from_responsibilities(chunks, base, rules, variance, sample.x.dtype)
-    if background is not None:
-        weights = (1 - BACKGROUND_WEIGHT) * parameters.weights
-        weights[-1] = BACKGROUND_WEIGHT
+    if background is not None:  # a weight of zero stays zero
+        weights = parameters.weights.clamp(min=LEAST_WEIGHT)
         parameters = replace(parameters, weights=weights / weights.sum())
     return parameters if isinstance(init, str) else replace(parameters, means=base.means)
+
+
+def far_out(offsets: Tensor, labels: Tensor) -> Tensor:
+    """Mask (n,) of the rows, at offsets (n, d) from the centres of their clusters (n,), that lie far out in these."""
+    distance = offsets.norm(dim=1)
+    usual = torch.stack([distance[labels == k].median() for k in range(int(labels.max()) + 1)])
+    return distance > FAR * usual[labels]
 
 
 def from_responsibilities(

@@ -125,9 +125,10 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
         mass = mass + pull
         means = means.lerp(anchors.means, (pull / mass)[:, None])
     if own is not None:
-        means = means.lerp(old_means, (own / (n + own))[:, None])
+        means = means.lerp(old_means, (own / (n + (mass - w) + own))[:, None])
     if frozen:
         means = torch.where(frozen.means[:, None], old_means, means)
+        mass = mass.masked_fill(frozen.means, torch.inf)  # nothing moves them, not the mean of latent factors either
 
     delta = statistics.reference - means
     scatter = old.translate(statistics.scatter, statistics.mass, statistics.first, delta)

@@ -69,7 +69,7 @@ def merge_components(mixture: MixtureModel, data: Data) -> Merging:
 
     Raises:
         RuntimeError: the mixture is not fitted.
-        ValueError: there are no rows.
+        ValueError: there are no rows, or the mixture has a background.
 
     Examples:
         >>> x = torch.randn(1000, 2)
@@ -77,6 +77,8 @@ def merge_components(mixture: MixtureModel, data: Data) -> Merging:
         >>> merge_components(mixture, x).labels(1)
         [0, 0, 0, 0]
     """
+    if mixture.background:
+        raise ValueError("mixture must have no background, which is no cluster to merge with others")
     # In float64: what two clusters share may be a small part of what each of them has.
     shares = mixture.in_chunks(mixture.responsibilities, data).double()
     if not len(shares):

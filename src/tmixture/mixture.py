@@ -345,7 +345,10 @@ class StudentTMixture(MixtureModel):
             return self.snapshot().to(dtype)
         require_values(self.frozen, self.init, given is not None)
         variance = spread.variance.maximum(rules.regularization)  # it is zero where all rows are equal
-        scale = self.structure.diagonal(variance.expand(self.n_components, -1), self.rank or 0)
+        variances, background = variance.repeat(self.n_components, 1), None
+        if self.background:
+            background, variances[-1] = sampling.spread(sample, clipped=False)
+        scale = self.structure.diagonal(variances, self.rank or 0)
         init = self.init
         if known is not None and not isinstance(init, Tensor):
             init = known.centres(sample, variance, generator)
@@ -359,7 +362,7 @@ class StudentTMixture(MixtureModel):
             variance,
             self.means.dtype,
             generator,
-            background=spread.mean if self.background else None,
+            background=background,
         )
 
     def _conclude(self, fit: fitting.Fit, rules: Rules, chunks: Chunks) -> None:

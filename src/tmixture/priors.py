@@ -18,13 +18,13 @@ class Prior:
 
         Σ_k weight_rows·log π_k − ½·mean_rows·(μ_k − m)ᵀ Σ_k⁻¹ (μ_k − m) − ½·scale_rows·[log|Σ_k| + tr(Σ_k⁻¹ S)].
 
-    Rows of the prior count as rows of data do, so that it fades as these grow in number.
+    Rows of the prior count as rows of data of average weight do, so that it fades as these grow in number.
 
     Args:
         weight_rows: rows that each component has in the weights: those of a Dirichlet distribution with the parameter
-            1 + weight_rows. If negative, a component that finds no more than so many rows vanishes, and the weights
-            choose how many are left; minus half the number of parameters of a component is the choice of Figueiredo &
-            Jain (2002).
+            1 + weight_rows. If negative, a component that finds no more than so many rows vanishes, so that one fit
+            with many chooses how many are left, as with the −p/2 of Figueiredo & Jain (2002), p the number of
+            parameters of a component. Where clusters are to be found by one component each it takes −2p and more.
         mean_rows: rows at `mean` that each component's mean is drawn to. They have no say in its scale's size but by
             their distance.
         scale_rows: rows of covariance `scale` that each component's scale shrinks to. An inverse Wishart distribution

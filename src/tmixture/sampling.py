@@ -162,7 +162,7 @@ class Spread(NamedTuple):
     variance: Tensor
 
 
-def spread(sample: Sample) -> Spread:
+def spread(sample: Sample, *, clipped: bool = True) -> Spread:
     """The weighted mean and variance of each feature, with values clipped that lie far from its median.
 
     Far is more than ten times as far as is usual among the rows that differ from the median at all: neither do
@@ -172,12 +172,13 @@ def spread(sample: Sample) -> Spread:
     centre = _weighted_median(sample.x[some], sample.weight[some])
     distance = (sample.x[some] - centre).abs()
     reach = 10 * _weighted_median(distance, sample.weight[some, None] * (distance > 0))
+    reach = reach if clipped else torch.full_like(reach, torch.inf)
     share = exact(sample.weight) / exact(sample.weight).sum()
     mean, square = exact(torch.zeros_like(centre)), exact(torch.zeros_like(centre))
     for rows, weight in zip(sample.x.split(BLOCK_ROWS), share.split(BLOCK_ROWS)):
-        clipped = exact((rows - centre).clamp(-reach, reach))
-        mean += weight @ clipped
-        square += weight @ clipped.square()
+        centred = exact((rows - centre).clamp(-reach, reach))
+        mean += weight @ centred
+        square += weight @ centred.square()
     return Spread(centre + mean, (square - mean.square()).clamp(min=0))
 
 

@@ -20,6 +20,7 @@ from tmixture import diagnostics, notices, validation
 from tmixture.arrays import as_tensor
 from tmixture.chunks import chunk_size
 from tmixture.mixture import StudentTMixture
+from tmixture.priors import Prior
 from tmixture.scales import Scale
 
 FLOATS = [np.float64, np.float32]
@@ -46,6 +47,9 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         n_init: how many starts to try; the fit with the highest likelihood is kept.
         max_iter: upper bound of the M-steps of a fit; 0 keeps the start.
         tol: a fit has converged when at most this is left of the mean log-likelihood, in nats per row.
+        prior: what is believed of all components before the data; see `Prior`.
+        background: whether the last component is a background for rows that belong nowhere, whose label is −1; see
+            `StudentTMixture`.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         warm_start: whether `fit` starts from the parameters of the previous `fit`, but for a `dof` that was set since.
@@ -103,6 +107,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         n_init: int = 1,
         max_iter: int = 100,
         tol: float = 1e-4,
+        prior: Prior | None = None,
+        background: bool = False,
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         warm_start: bool = False,
@@ -124,6 +130,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
+        self.prior = prior
+        self.background = background
         self.scale_update = scale_update
         self.dof_bounds = dof_bounds
         self.warm_start = warm_start
@@ -268,7 +276,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
 
     def _continue_from(self, fitted: StudentTMixture, mixture: StudentTMixture) -> None:
         """Give a new mixture the parameters of a fitted one, but its own ν where that was set since."""
-        for name in ("n_components", "n_features", "covariance_type", "rank"):
+        for name in ("n_components", "n_features", "covariance_type", "rank", "background"):
             before, now = getattr(fitted, name), getattr(mixture, name)
             if before != now:
                 raise ValueError(f"warm_start=True goes on from a fit with {name}={before!r}, but it is {now!r} now")

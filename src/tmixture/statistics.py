@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from tmixture.frozen import Frozen
 from tmixture.parameters import Parameters
 from tmixture.scales import Scale
 
@@ -131,9 +132,13 @@ class SufficientStatistics:
         moments = {"first": self.first + self.mass[:, None] * delta, "scatter": scatter, "reference": reference}
         return SufficientStatistics(**{**self.tensors(), **moments})
 
-    def standardized(self, scale: Scale) -> SufficientStatistics:
+    def standardized(self, scale: Scale, frozen: Frozen | None = None) -> SufficientStatistics:
         """The same statistics in terms of the latent variables of the scales that follow from them."""
-        scatter = scale.standardize(self.scatter, self.mass, self.first)
+        centred = 1.0 if frozen is None else (~frozen.means).to(self.mass)
+        scatter = scale.standardize(self.scatter, self.mass, self.first, centred)
+        if frozen is not None and scale.per_component:
+            stays = frozen.scales.reshape(-1, *[1] * (scatter.dim() - 1))
+            scatter = torch.where(stays, self.scatter, scatter)
         return SufficientStatistics(**{**self.tensors(), "scatter": scatter})
 
     def per_unit_weight(self) -> SufficientStatistics:

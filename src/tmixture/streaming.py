@@ -165,7 +165,7 @@ def advance(
     # The rows that the averages remember.
     blended.rows = sums.rows / rate
     parameters = maximization(blended, parameters, rules)
-    blended = blended.standardized(scale)
+    blended = blended.standardized(scale, rules.frozen)
     dead: list[int] = []
     if restart:
         is_dead = blended.responsibility * blended.rows < DEAD_ROWS

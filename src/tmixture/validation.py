@@ -154,16 +154,22 @@ def prior(value: Any, n_features: int) -> Prior | None:
         raise ValueError(f"prior.weight_rows must be a finite number, got {value.weight_rows!r}")
     for name in ("mean_rows", "scale_rows"):
         not_negative(getattr(value, name), f"prior.{name}")
-    mean = None if value.mean is None else as_tensor(value.mean, "prior.mean").detach()
+    mean, scale = (_exactly(given, name) for given, name in ((value.mean, "prior.mean"), (value.scale, "prior.scale")))
     if mean is not None and (tuple(mean.shape) != (n_features,) or not mean.isfinite().all()):
         raise ValueError(f"prior.mean must be {n_features} finite numbers, got {value.mean!r}")
-    scale = None if value.scale is None else as_tensor(value.scale, "prior.scale").detach()
     if scale is not None and not _are_variances(scale, n_features):
         raise ValueError(
             f"prior.scale must be {n_features} positive variances, or a symmetric positive definite matrix "
             f"({n_features}, {n_features}), got {value.scale!r}"
         )
     return replace(value, mean=None if mean is None else mean.tolist(), scale=None if scale is None else scale.tolist())
+
+
+def _exactly(value: Any, name: str) -> Tensor | None:
+    """Numbers as they are given, which a tensor of floats of Python's would round."""
+    if value is None:
+        return None
+    return as_tensor(value if isinstance(value, Tensor) else as_array(value, name), name).detach()
 
 
 def _are_variances(scale: Tensor, n_features: int) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tmixture import StudentTMixture
+from tmixture import Prior, StudentTMixture
 from tmixture.chunks import Chunk
 from tmixture.sampling import draw_sample
 
@@ -69,6 +69,12 @@ def fits(rank, dtype, folder):
         for batch in batches(x, rank):
             streamed.partial_fit(batch)
         yield f"stream {structure}", streamed
+        believed = StudentTMixture(4, 4, prior=Prior(2, 3, 4), background=True, **settings).fit(mine)
+        yield f"prior and background {structure}", copy.deepcopy(believed)
+        believed.frozen = {"means": [True, False, False, False]}
+        for batch in batches(x, rank):
+            believed.partial_fit(batch)
+        yield f"stream with a frozen mean {structure}", believed
         start = share(labels, rank)
         yield f"labels {structure}", StudentTMixture(3, 4, **settings).fit(mine, responsibilities=start)
         only_second = x if rank is None else x[: rank * 500]

@@ -8,6 +8,7 @@ import torch
 
 from tmixture import StudentTMixture, em, initialization
 from tmixture.chunks import Chunk
+from tmixture.maximization import Rules
 from tmixture.scales import pairs
 
 from . import naive
@@ -191,7 +192,7 @@ def test_an_iteration_asks_the_device_so_often(structure, learn_dof, weighted, m
     parameters = from_model(naive.random_model(5, 12, structure), structure).snapshot().to(torch.device("meta"))
     x, weight = torch.empty(4000, 12, device="meta"), torch.empty(4000, dtype=torch.float64, device="meta")
     chunks = [Chunk(x, weight if weighted else None)] * 3
-    rules = em.Rules("px", learn_dof, (0.5, 200.0), torch.full((12,), 1e-6, device="meta", dtype=torch.float64))
+    rules = Rules("px", learn_dof, (0.5, 200.0), torch.full((12,), 1e-6, device="meta", dtype=torch.float64))
     steps = em.iterate(chunks, parameters, rules, dtype=torch.float32, max_iter=10, tol=0.0, generator=None)
     assert [step.n_iter for step in steps] == list(range(11))
     assert len(asked) <= 11 * WAITS[structure]

@@ -5,8 +5,9 @@ import pytest
 import torch
 from benchmarks.starts import compare
 
-from tmixture import StudentTMixture, em, initialization
+from tmixture import StudentTMixture, initialization
 from tmixture.chunks import Chunk
+from tmixture.maximization import Rules
 from tmixture.scales import STRUCTURES as SCALES
 
 from . import naive
@@ -194,7 +195,7 @@ def test_a_cluster_of_one_row_does_not_start_as_a_spike(structure):
     unit = SCALES[structure].diagonal(torch.ones(2, 3))
     base = initialization.uniform(x[:2], unit, torch.full((2,), 4.0))
     one = torch.ones(3, dtype=torch.float64)
-    rules = em.Rules("px", False, (0.5, 200.0), 1e-6 * one)
+    rules = Rules("px", False, (0.5, 200.0), 1e-6 * one)
     begin = initialization.from_responsibilities([Chunk(x, None, labels)], base, rules, one, torch.float64)
     variances = torch.linalg.eigvalsh(begin.scale.dense(2, 3))
     assert float(variances.min()) > 0.2

@@ -7,10 +7,12 @@ from scipy import stats
 
 from tmixture import StudentTMixture, em
 from tmixture.chunks import Chunk
+from tmixture.frozen import Frozen
+from tmixture.maximization import Rules, maximization
 from tmixture.parameters import Parameters
 from tmixture.scales.lowrank import LowRankScale
 
-RULES = em.Rules("px", False, (0.5, 200.0), torch.zeros((), dtype=torch.float64))
+RULES = Rules("px", False, (0.5, 200.0), torch.zeros((), dtype=torch.float64))
 
 
 def analyzers(K, d, q, dof=5.0, spread=2.0, seed=0):
@@ -154,13 +156,28 @@ def test_standardized_statistics_give_the_same_parameters():
     parameters = Parameters(truth.weights, truth.means + 0.5, scale_of_rank(2, 5, 2), truth.dof)
     statistics = em.expectation([Chunk(x)], parameters, RULES, torch.float64)
     standard = statistics.standardized(parameters.scale)
-    one, other = (em.maximization(s, parameters, RULES) for s in (statistics, standard))
+    one, other = (maximization(s, parameters, RULES) for s in (statistics, standard))
     np.testing.assert_allclose(one.scale.loadings, other.scale.loadings, rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(one.scale.whitening, other.scale.whitening, rtol=1e-8)
     np.testing.assert_allclose(standard.scatter[:, 5:, 0], 0, atol=1e-10)
     mean = statistics.reference + statistics.first / statistics.mass[:, None]
     cross = standard.about(one.scale, mean).scatter[:, :5, 1:] / statistics.mass[:, None, None]
     np.testing.assert_allclose(cross, one.scale.loadings, rtol=1e-8, atol=1e-10)
+
+
+def test_standardized_statistics_of_frozen_means_keep_the_mean_of_the_factors():
+    truth = analyzers(2, 5, 2)
+    x = truth.sample(500, generator=torch.Generator().manual_seed(1))[0]
+    parameters = Parameters(truth.weights, truth.means + 0.5, scale_of_rank(2, 5, 2), truth.dof)
+    frozen = Frozen.of({"means": [True, False]}, False, 2, x.device)
+    statistics = em.expectation([Chunk(x)], parameters, RULES, torch.float64)
+    standard = statistics.standardized(parameters.scale, frozen)
+    one, other = (maximization(s, parameters, RULES.holding(frozen)) for s in (statistics, standard))
+    np.testing.assert_allclose(one.scale.loadings, other.scale.loadings, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(one.scale.whitening, other.scale.whitening, rtol=1e-8)
+    assert standard.scatter[0, 5:, 0].abs().min() > 1
+    scales = Frozen.of({"scales": [True, False]}, False, 2, x.device)
+    assert torch.equal(statistics.standardized(parameters.scale, scales).scatter[0], statistics.scatter[0])
 
 
 def test_a_component_wholly_explained_by_its_factors_keeps_some_noise():

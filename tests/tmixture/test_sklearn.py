@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_clustering, parametrize_with_checks
 
-from tmixture import StudentTMixture
+from tmixture import Prior, StudentTMixture
 from tmixture.sklearn import StudentTMixtureClusterer
 
 from .helpers import CLOSED_FORM, STRUCTURES, of
@@ -275,11 +275,23 @@ def test_the_library_does_not_need_scikit_learn():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_prior_and_a_background_are_passed_on():
+    X, _ = blobs()
+    far = np.concatenate([X, X.mean(0) + 30 * np.random.default_rng(0).normal(size=(30, X.shape[1]))])
+    estimator = StudentTMixtureClusterer(4, prior=Prior(scale_rows=2.0), background=True, random_state=0)
+    estimator = clone(estimator).fit(far)
+    assert (estimator.labels_[-30:] == -1).mean() > 0.8
+    assert (estimator.labels_[:-30] == -1).mean() < 0.1
+    assert estimator.mixture_.prior == Prior(scale_rows=2.0)
+    with pytest.raises(ValueError, match="background=True, but it is False now"):
+        estimator.set_params(warm_start=True, background=False).fit(far)
+
+
 def test_settings_are_those_of_the_mixture_with_the_same_defaults():
     mixture = inspect.signature(StudentTMixture).parameters
     estimator = inspect.signature(StudentTMixtureClusterer).parameters
     of_torch = {"n_features", "step_size", "allow_tf32", "distributed", "generator", "dtype"}
-    of_torch |= {"component_labels", "anchor_rows"}  # scikit-learn's mixtures know no labels
+    of_torch |= {"component_labels", "anchor_rows", "frozen"}  # scikit-learn's mixtures know no labels
     own = {"random_state", "weights_init", "precisions_init"}
     assert set(estimator) == set(mixture) - of_torch | own
     for name in set(estimator) - {"n_components"} - own:

@@ -8,11 +8,12 @@ import torch
 
 from tmixture import StudentTMixture, SufficientStatistics, em
 from tmixture.chunks import Chunk
+from tmixture.maximization import Rules, maximization
 
 from . import naive
 from .helpers import STRUCTURES, from_model, of
 
-RULES = em.Rules("px", "component", (0.5, 200.0), torch.full((1,), 1e-9, dtype=torch.float64))
+RULES = Rules("px", "component", (0.5, 200.0), torch.full((1,), 1e-9, dtype=torch.float64))
 FIXED_DOF = replace(RULES, learn_dof=False)
 
 
@@ -128,7 +129,7 @@ def test_a_blend_of_averages_is_the_average_of_the_union(case):
     assert_equal(blended, whole.per_unit_weight())
     assert float(blended.weight) == pytest.approx(1)
     # Averages give the same parameters as sums.
-    one, other = (em.maximization(s, parameters, RULES) for s in (blended, whole))
+    one, other = (maximization(s, parameters, RULES) for s in (blended, whole))
     for name, tensor in one.tensors().items():
         np.testing.assert_allclose(tensor, other.tensors()[name], rtol=1e-8, atol=1e-10, err_msg=name)
 
@@ -143,7 +144,7 @@ def test_split_components_share_the_sums_of_their_source(case):
     for name in ("responsibility", "mass", "log_mass"):
         before, after = getattr(centred, name), getattr(split, name)
         np.testing.assert_allclose(after, [before[1] / 2, before[1] / 2, before[2]], err_msg=name)
-    estimated, unsplit = (em.maximization(s, parameters, FIXED_DOF) for s in (split, centred))
+    estimated, unsplit = (maximization(s, parameters, FIXED_DOF) for s in (split, centred))
     np.testing.assert_allclose(estimated.means, means, rtol=1e-10)
     if scale.per_component:
         dense, source = estimated.scale.dense(3, 4), unsplit.scale.dense(3, 4)
@@ -159,7 +160,7 @@ def test_components_without_mass_keep_their_mean_and_scale(case):
     )
     statistics = em.expectation([Chunk(x, weight)], gaussian, FIXED_DOF, torch.float64)
     assert float(statistics.mass[2]) == 0
-    after = em.maximization(statistics, gaussian, FIXED_DOF)
+    after = maximization(statistics, gaussian, FIXED_DOF)
     assert after.means[2].tolist() == [1e4] * 4
     assert float(after.weights[2]) < 1e-30
     if scale.per_component:
@@ -182,7 +183,7 @@ def test_expected_statistics_are_those_of_a_large_sample(structure, dof):
     seen = seen.per_unit_weight()
     for name in ("responsibility", "mass", "first", "scatter", "log_mass"):
         torch.testing.assert_close(getattr(seen, name), getattr(expected, name), atol=0.05, rtol=0.02)
-    again = em.maximization(expected, parameters, FIXED_DOF)
+    again = maximization(expected, parameters, FIXED_DOF)
     torch.testing.assert_close(again.means, parameters.means)
     torch.testing.assert_close(again.scale.dense(2, 3), parameters.scale.dense(2, 3))
 

@@ -263,7 +263,7 @@ class Scale(ABC):
         right = torch.stack([delta, first + mass[:, None] * delta], dim=1)
         return torch.baddbmm(scatter, left, right)
 
-    def standardize(self, scatter: Tensor, mass: Tensor, first: Tensor) -> Tensor:
+    def standardize(self, scatter: Tensor, mass: Tensor, first: Tensor, centred: Tensor | float = 1.0) -> Tensor:
         """The scatter as the scales that `estimate` makes of it would have taken it.
 
         Only for structures with latent variables of their own, whose meaning changes with the scales.
@@ -272,6 +272,8 @@ class Scale(ABC):
             scatter: the statistic about any reference.
             mass: (K,), Σ_i weight_ik.
             first: (K, d), first moment about the same reference.
+            centred: whether latent variables are taken about their mean, which the means take in: 1, or 0 for the
+                components (K,) whose means stay.
         """
         return scatter
 

@@ -170,15 +170,17 @@ class LowRankScale(Scale):
         moved[:, :d, 1:] += delta[:, :, None] * scatter[:, None, d:, 0]
         return moved
 
-    def standardize(self, scatter: Tensor, mass: Tensor, first: Tensor) -> Tensor:
+    def standardize(self, scatter: Tensor, mass: Tensor, first: Tensor, centred: Tensor | float = 1.0) -> Tensor:
         """The statistic of the factors R^(−½)(f − γ), which are those of the model that `estimate` returns."""
         d = first.shape[1]
-        mean = scatter[:, d:, 0] / mass.clamp(min=torch.finfo(mass.dtype).tiny)[:, None]
+        sums = scatter[:, d:, 0]
+        mean = sums / (mass.clamp(min=torch.finfo(mass.dtype).tiny) / centred)[:, None]
         root = _inverse_root(scatter[:, d:, 1:] - scatter[:, d:, :1] * mean[:, None, :])
         standard = torch.zeros_like(scatter)
         standard[:, :d, 0] = scatter[:, :d, 0]
         cross = scatter[:, :d, 1:] - first[:, :, None] * mean[:, None, :]
         standard[:, :d, 1:] = cross @ root * mass.sqrt()[:, None, None]
+        standard[:, d:, :1] = root @ (sums - mean * mass[:, None])[:, :, None] * mass.sqrt()[:, None, None]
         standard[:, d:, 1:] = torch.diag_embed(mass[:, None].expand_as(mean))
         return standard
 
