@@ -19,7 +19,8 @@ from torch import Tensor
 from tmixture import StudentTMixture
 from tmixture.density import Density, working_density
 from tmixture.dof import solve_dof
-from tmixture.em import evidence, expectation
+from tmixture.accumulation import evidence
+from tmixture.em import expectation
 from tmixture.maximization import Rules
 from tmixture.model import MixtureModel
 from tmixture.numerics import cross_moments, exact

@@ -74,8 +74,13 @@ def check_dense(value: Any, name: str) -> None:
         raise ValueError(f"{name} must be dense, got a sparse {type(value).__name__}: its toarray() is dense")
 
 
-def check_finite(x: Tensor, first_row: int, name: str) -> None:
-    """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with."""
+def check_finite(x: Tensor, first_row: int, name: str, *, allow_missing: bool = False) -> None:
+    """Raise a `ValueError` that names the first row of `x` with a value that cannot be computed with.
+
+    NaN is one, unless it says that a value is missing.
+    """
+    if allow_missing:
+        x = x.nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
     # Sums of squares of a chunk must not overflow in float32. One number for all rows first: it needs no temporaries.
     if x.numel() == 0 or max(abs(extreme) for extreme in torch.stack(x.aminmax()).tolist()) < 1e15:
         return

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tmixture import distributed, em, tiles
+from tmixture import accumulation, distributed, em, tiles
 from tmixture.chunks import CHUNK_ELEMENTS, Chunk, Chunks, chunk_size
 from tmixture.density import Density, working_density
 from tmixture.initialization import nearest
@@ -126,7 +126,7 @@ class TruncatedExpectation:
 
     def _pass(self, density: Density, sets: CandidateSets) -> tuple[SufficientStatistics, Tensor]:
         """Statistics of all rows, and the best candidate (N,) of each."""
-        statistics = em.no_statistics(density)
+        statistics = accumulation.no_statistics(density)
         best = torch.empty_like(sets.homes)
         row = 0
         for chunk in self.chunks:
@@ -153,10 +153,10 @@ def accumulate(
         if len(inhabitants) == 0:
             continue
         local = density.take(candidates)
-        part = em.no_statistics(local)
+        part = accumulation.no_statistics(local)
         for rows in inhabitants.split(block):
             weight = None if chunk.weight is None else chunk.weight[rows]
-            responsibilities = em.accumulate(part, local, Chunk(chunk.x[rows], weight), learn_dof=learn_dof)
+            responsibilities = accumulation.accumulate(part, local, Chunk(chunk.x[rows], weight), learn_dof=learn_dof)
             best[rows] = candidates[responsibilities.argmax(1)].to(best.dtype)
         statistics.add(part, candidates, density.scale)
     return best

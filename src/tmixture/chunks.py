@@ -52,6 +52,11 @@ class Chunk:
     responsibilities: Tensor | None = None
     allowed: Tensor | None = None
 
+    def take(self, rows: Tensor) -> Chunk:
+        """Some of the rows, by a mask (n,) or indices."""
+        parts = (self.x, self.weight, self.responsibilities, self.allowed)
+        return Chunk(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+
 
 class Chunks:
     """The data as chunks of `size` rows on one device, in the same order at every iteration; the first one checks them.
@@ -74,6 +79,7 @@ class Chunks:
         in_order: whether something else is kept for each row, so that the rows must keep their order.
         shared: whether other processes have rows, too, with weights in the same unit.
         may_be_empty: whether no rows at all are fine: there is one chunk without rows then.
+        allow_missing: whether a value may be missing, which NaN says.
     """
 
     def __init__(
@@ -91,7 +97,9 @@ class Chunks:
         in_order: bool = False,
         shared: bool = False,
         may_be_empty: bool = False,
+        allow_missing: bool = False,
     ) -> None:
+        self.allow_missing = allow_missing
         self.may_be_empty = may_be_empty
         self.shards = _open_shards(data)
         self.n_features = n_features
@@ -140,7 +148,7 @@ class Chunks:
             allowed = None if self.labels is None else self._allowed(self.labels[start:stop])
             x = x.to(self.device, non_blocking=True)
             if self.rows is None:  # what was finite at the first pass is so at the others
-                check_finite(x, start, "data")
+                check_finite(x, start, "data", allow_missing=self.allow_missing)
             yield Chunk(x, weight, responsibilities, allowed)
             start = stop
         self._check_lengths(start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -199,6 +200,37 @@ class Density:
         inverse_dof = self.inverse_dof if components is None else self.inverse_dof[components]
         relative = torch.addcmul(torch.ones_like(inverse_dof), distances, inverse_dof)
         return (1 + self.n_features * inverse_dof) / relative
+
+
+@dataclass(frozen=True)
+class View:
+    """What rows of which all values are known say under the components.
+
+    Attributes:
+        density: of the components.
+        distances: δ (n, K).
+    """
+
+    density: Density
+    distances: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log π (K,)."""
+        return self.density.log_weights
+
+    @property
+    def n_observed(self) -> int:
+        """D."""
+        return self.density.n_features
+
+    def log_prob(self) -> Tensor:
+        """Log T(x_i; μ_k, Σ_k, ν_k): (n, K)."""
+        return self.density.log_prob(self.distances)
+
+    def outlier_weights(self) -> Tensor:
+        """u_ik: (n, K)."""
+        return self.density.outlier_weights(self.distances)
 
 
 def ruled_out(joint: Tensor, allowed: Tensor | None) -> Tensor:

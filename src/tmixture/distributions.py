@@ -273,7 +273,7 @@ def _split_infinite(df: Tensor) -> tuple[Tensor, Tensor]:
     return is_infinite, torch.where(is_infinite, torch.ones_like(df), df)
 
 
-def log_normalizer(df: Tensor, d: int) -> Tensor:
+def log_normalizer(df: Tensor, d: int | Tensor) -> Tensor:
     """`log Γ((df+d)/2) − log Γ(df/2) − d/2·log(df·π)`, and its limit `−d/2·log(2π)` where `df` is infinite.
 
     Accurate to the rounding of `df`'s dtype (use float64) for every `df`: Stirling's main terms are subtracted on

@@ -50,7 +50,7 @@ def _at(x: float) -> float:
     return -float(digamma_remainder(torch.tensor(x, dtype=torch.float64)))
 
 
-def expected_log_correction(dof: Tensor, d: int) -> Tensor:
+def expected_log_correction(dof: Tensor, d: int | Tensor) -> Tensor:
     """ψ((ν+d)/2) − log((ν+d)/2): what turns log E[U] into E[log U], given x; 0 where ν = ∞."""
     half = (torch.where(dof.isinf(), 1.0, dof) + d) / 2
     return torch.where(dof.isinf(), 0.0, digamma_remainder(half))

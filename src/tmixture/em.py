@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
+from tmixture.accumulation import accumulate, accumulate_incomplete, no_statistics
 from tmixture.chunks import Chunk
-from tmixture.density import Density, negligible, working_density
-from tmixture.dof import Leaps, expected_log_correction
+from tmixture.density import working_density
+from tmixture.dof import Leaps
 from tmixture.maximization import Rules, maximization, penalty
-from tmixture.numerics import accumulation_dtype, column_sums
+from tmixture.numerics import accumulation_dtype
 from tmixture.parameters import Parameters
 from tmixture.reseeding import failed_components, poorly_explained, reseed
-from tmixture.scales.base import Moments, Shares
 from tmixture.statistics import SufficientStatistics
 
 # The variance of a feature, relative to what other features leave of it in a component, that float32 can tell apart.
@@ -60,6 +60,10 @@ def expectation(
     density = working_density(parameters, dtype, apart=True)
     statistics = no_statistics(density)
     for chunk in chunks:
+        if rules.allow_missing:
+            incomplete = chunk.x.isnan().any(1)
+            accumulate_incomplete(statistics, density, chunk.take(incomplete), learn_dof=bool(rules.learn_dof))
+            chunk = chunk.take(~incomplete)
         accumulate(statistics, density, chunk, learn_dof=bool(rules.learn_dof))
     if rules.distributed:
         distributed.sum_in_place(statistics.sums())
@@ -75,53 +79,6 @@ def is_nearly_singular(parameters: Parameters, rules: Rules) -> bool:
         return False
     precisions = parameters.scale.precisions(parameters.n_features)
     return bool((precisions * rules.variance).max() > NEARLY_SINGULAR)
-
-
-def no_statistics(density: Density) -> SufficientStatistics:
-    """The statistics of no rows under these densities."""
-    exact = accumulation_dtype(density.origin.device)
-    reference = density.origin.to(exact) + density.reference.to(exact)
-    return SufficientStatistics.zeros(density.scale, reference)
-
-
-def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> Tensor:
-    """Add the statistics of a chunk, in place, and return its responsibilities (n, K)."""
-    exact = statistics.mass.dtype
-    features = density.features_in_turn(chunk.x)
-    if chunk.responsibilities is None:
-        distances, joint = density.relevant(features, chunk.allowed)
-        log_likelihood, responsibilities = evidence(joint)
-        precision = density.outlier_weights(distances)
-    else:
-        responsibilities = chunk.responsibilities.to(features.dtype)
-        log_likelihood = features.new_zeros(len(features))
-        precision = torch.ones_like(responsibilities)
-    shares = responsibilities
-    if chunk.weight is not None:
-        shares = responsibilities * chunk.weight.to(features.dtype)[:, None]
-    statistics.add_rows(log_likelihood, chunk.weight)
-    weighted = shares * precision
-    counts = column_sums(shares)
-    statistics.responsibility += counts
-    statistics.mass += column_sums(weighted)
-    if learn_dof:
-        correction = expected_log_correction(density.dof.to(exact), density.n_features)
-        statistics.log_mass += column_sums(shares * precision.log()) + counts * correction
-    moments = Moments(statistics.first, statistics.scatter, density.means, density.apart)
-    density.scale.accumulate(moments, features, Shares(shares, weighted))
-    return responsibilities
-
-
-def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
-    """Log p(x_i) (n,) and the responsibilities (n, K), exactly zero where negligible, from log π_k·T_k(x_i) (n, K)."""
-    top = joint.amax(1, keepdim=True)
-    # Exact zeros let the M-step skip most rows. They come after the exponential, which takes several times as long
-    # where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an outlier's u
-    # is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
-    relative = (joint - top).clamp_(min=math.log(negligible(joint.dtype))).exp_()
-    torch.threshold_(relative, 1.001 * negligible(joint.dtype), 0.0)
-    total = relative.sum(1, keepdim=True)
-    return (top + total.log())[:, 0], relative.div_(total)
 
 
 def iterate(

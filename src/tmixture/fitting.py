@@ -43,6 +43,8 @@ def regularization(reg_covar: float | Literal["auto"], variance: Tensor) -> Tens
 
 def working_dtype(dtype: torch.dtype, chunks: Chunks, n_components: int) -> torch.dtype:
     """That of the arithmetic on the chunks of data whose rows have been counted, for parameters of some dtype."""
+    if chunks.allow_missing:
+        return accumulation_dtype(chunks.device)
     is_small = chunks.rows is not None and chunks.rows * (chunks.n_features + n_components) <= SMALL
     return accumulation_dtype(chunks.device) if is_small else dtype
 

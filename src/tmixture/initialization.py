@@ -17,7 +17,7 @@ from tmixture.em import expectation
 from tmixture.maximization import Rules, maximization
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
-from tmixture.sampling import Sample, draw_sample, sample_size, without_stray_rows
+from tmixture.sampling import Sample, completed, draw_sample, sample_size, without_stray_rows
 from tmixture.scales import Scale
 
 # Elements of a block of rows, or of their distances from all centres.
@@ -30,6 +30,8 @@ SEED_ROUNDS = 64
 SEED_ROWS = 128
 # Rows so many times as far from their centre as half of its rows begin in a background, whose weight is at least this.
 FAR, LEAST_WEIGHT = 2.0, 0.01
+# Rows without missing values per component that a start is found from alone.
+COMPLETE_ROWS = 10
 # M-steps from given responsibilities of a structure that needs several.
 GRADUAL_STEPS = 10
 
@@ -146,14 +148,14 @@ def rows_to_start_from(
         TooFewRowsError: there are fewer rows than components.
     """
     size = sample_size(n_components, chunks.n_features)
-    sample = draw_sample(chunks, size, dtype, generator, shared=shared)
+    sample = draw_sample(chunks, size, dtype, generator, shared=shared, allow_missing=chunks.allow_missing)
     if sample.rows == 0:
         raise ValueError("sample_weight is zero for every row" if chunks.rows else "data is empty in all processes")
     if sample.rows < n_components:
         raise TooFewRowsError(
             f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
         )
-    return without_stray_rows(sample, n_components)
+    return without_stray_rows(completed(sample, COMPLETE_ROWS * n_components), n_components)
 
 
 def start(

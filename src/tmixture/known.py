@@ -37,20 +37,20 @@ class KnownRows:
         if not labelled:
             return None
         sums = exact(torch.zeros(chunks.n_components, chunks.n_features, device=chunks.device))
-        weight = sums.new_zeros(2, chunks.n_components)
+        weight, rows = torch.zeros_like(sums), sums.new_zeros(chunks.n_components)
         for chunk in chunks:
             if chunk.allowed is None:
                 continue
             share = exact(chunk.allowed & ~chunk.allowed.all(1, keepdim=True))
             share = share / share.sum(1, keepdim=True).clamp(min=1)
             weighted = share if chunk.weight is None else share * exact(chunk.weight)[:, None]
-            sums += weighted.T @ exact(chunk.x)
-            weight += torch.stack([weighted.sum(0), share.sum(0)])
+            values = exact(chunk.x)
+            sums += weighted.T @ values.nan_to_num(0.0)
+            weight += weighted.T @ exact(~values.isnan())
+            rows += share.sum(0)
         if shared:
-            distributed.sum_in_place([sums, weight])
-        if not weight.any():
-            return None
-        return cls(sums / weight[0].clamp(min=1e-30)[:, None], weight[1])
+            distributed.sum_in_place([sums, weight, rows])
+        return cls(sums / weight.clamp(min=1e-30), rows) if rows.any() else None
 
     @property
     def alone(self) -> Tensor:

@@ -45,6 +45,7 @@ class Rules:
         weight_rows: rows that a component has in the weights beside its own. If negative, a component vanishes that has
             no more of its own.
         frozen: what stays as it is, if anything.
+        allow_missing: whether values may be missing.
         kept: mask (K,), on the host, of the components that are never started anew, if there are any.
     """
 
@@ -61,6 +62,7 @@ class Rules:
     shrinkage: Shrinkage | None = None
     weight_rows: float = 0.0
     frozen: Frozen | None = None
+    allow_missing: bool = False
     kept: Tensor | None = None
 
     def keeping(self, components: Tensor) -> Rules:

@@ -64,6 +64,8 @@ class StudentTMixture(MixtureModel):
         background: whether the last component is a background for rows that belong nowhere: with the mean and the
             variances of the data, which stay, and a weight that is learned. `predict` gives its rows −1. If `init` is
             means, they are those of the others (K − 1, d).
+        allow_missing: whether NaN says that a value is missing: at random, for reasons that the observed ones explain.
+            It is a ValueError otherwise. Everything that takes rows then goes by what is observed of them, in float64.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         step_size: step sizes of `partial_fit`: a constant, or a function of the number of the batch.
@@ -125,6 +127,7 @@ class StudentTMixture(MixtureModel):
         prior: Prior | None = None,
         frozen: str | Iterable[str] | Mapping[str, Any] | None = None,
         background: bool = False,
+        allow_missing: bool = False,
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         step_size: StepSize = PowerDecay(),
@@ -157,6 +160,7 @@ class StudentTMixture(MixtureModel):
             component_labels=validation.component_labels(component_labels, K, background=background),
             frozen=checked_parts(frozen, K, shared_scale=not structure.per_component),
             background=validation.background(background, K, structure),
+            allow_missing=allow_missing,
             chunk_size=None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size"),
             allow_tf32=allow_tf32,
             distributed=distributed,
@@ -303,6 +307,8 @@ class StudentTMixture(MixtureModel):
     ) -> Chunks:
         if self.max_candidates is None:
             return self.chunks(data, sample_weight, labels=labels)
+        if self.allow_missing:
+            raise ValueError("max_candidates cannot be given with allow_missing=True: the nearest means need all")
         if labels is not None:
             raise ValueError("labels cannot be given with max_candidates: a class may not be among the candidates")
         size = candidates.rows_per_chunk(self.n_components * (self.rank or 1), self.n_features)
@@ -325,7 +331,15 @@ class StudentTMixture(MixtureModel):
         if expected is None:  # that K ellipsoids fill the volume
             expected = variance / self.n_components ** (2 / self.n_features)
         credit = fitting.regularization(self.reg_covar, variance)
-        rules = Rules(self.scale_update, self.learn_dof, self.dof_bounds, credit, variance, self.distributed)
+        rules = Rules(
+            self.scale_update,
+            self.learn_dof,
+            self.dof_bounds,
+            credit,
+            variance,
+            distributed=self.distributed,
+            allow_missing=self.allow_missing,
+        )
         rules = rules.believing(self.prior, self.n_components, exact(spread.mean), expected)
         rules = rules.holding(Frozen.of(self.frozen, self.background, self.n_components, self.means.device))
         return anchored(rules, self.init, self.anchor_rows, known, self.means)
@@ -407,7 +421,8 @@ class StudentTMixture(MixtureModel):
             return streaming.Update(sample)
         unit = unit_of(sample.weight)
         sample = sample.times(1 / unit)
-        spread = sampling.spread(sample)
+        complete = sampling.completed(sample, self.n_components)
+        spread = sampling.spread(complete)
         rules = streaming.shrinking(self._rules(spread), self.snapshot().scale, self.n_features, spread.variance)
-        start = self._start(sample, None, rules, spread, generator)
+        start = self._start(complete, None, rules, spread, generator)
         return streaming.warm_up(sample, unit, start, rules, dtype, self.tol, generator)

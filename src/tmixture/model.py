@@ -17,12 +17,14 @@ from tmixture import validation
 from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
 from tmixture.conditioning import conditional
 from tmixture.criteria import information_criteria
-from tmixture.density import Density
+from tmixture.density import Density, View
 from tmixture.frozen import Frozen
+from tmixture.missing import Observation, observe
+from tmixture.numerics import accumulation_dtype
 from tmixture.parameters import Parameters
 from tmixture.sampling import as_generator
 from tmixture.state import MixtureState
-from tmixture.tails import distance_limits, tail_probability
+from tmixture.tails import tail_probability
 
 
 class MixtureModel(MixtureState):
@@ -34,7 +36,7 @@ class MixtureModel(MixtureState):
     Args:
         unfitted: as of `MixtureState`; as are dtype, rank, component_labels, frozen, background and allow_tf32.
         learn_dof: which of the ν are free parameters.
-        chunk_size: as of `StudentTMixture`; as is distributed.
+        allow_missing: as of `StudentTMixture`; as are chunk_size and distributed.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class MixtureModel(MixtureState):
         component_labels: list[int] | None,
         frozen: dict[str, list[bool]] | None,
         background: bool,
+        allow_missing: bool,
         chunk_size: int | None,
         allow_tf32: bool,
         distributed: bool,
@@ -61,6 +64,7 @@ class MixtureModel(MixtureState):
             allow_tf32=allow_tf32,
         )
         self.learn_dof = learn_dof
+        self.allow_missing = allow_missing
         self.chunk_size = chunk_size
         self.distributed = distributed
 
@@ -100,14 +104,13 @@ class MixtureModel(MixtureState):
     def log_joint(self, x: Tensor) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
         with self.full_precision():
-            return self._joint(*self._distances(x))
+            return self._joint(self._view(x))
 
     @of_any_size
     def component_log_prob(self, x: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k): (n, d) → (n, K), differentiable."""
         with self.full_precision():
-            density, distances = self._distances(x)
-            return density.log_prob(distances).to(self._result_dtype)
+            return self._view(x).log_prob().to(self._result_dtype)
 
     @of_any_size
     def log_prob(self, x: Tensor) -> Tensor:
@@ -121,8 +124,7 @@ class MixtureModel(MixtureState):
         Near 1 for ordinary points of component k, near 0 for points far from it, exactly 1 where ν = ∞.
         """
         with self.full_precision():
-            density, distances = self._distances(x)
-            return density.outlier_weights(distances).to(self._result_dtype)
+            return self._view(x).outlier_weights().to(self._result_dtype)
 
     @of_any_size
     def mahalanobis(self, x: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ class MixtureModel(MixtureState):
         Σ is the scale matrix: the covariance is ν/(ν−2) times as large.
         """
         with self.full_precision():
-            return self._distances(x)[1].to(self._result_dtype)
+            return self._view(x).distances.to(self._result_dtype)
 
     @of_any_size
     @torch.no_grad()
@@ -141,7 +143,9 @@ class MixtureModel(MixtureState):
         δ/d of a component's own rows has the F(d, ν) distribution (χ²(d)/d for ν = ∞), so that its tail probabilities
         are uniform: below 0.01 lies one row in a hundred. Not differentiable, and worked out on the CPU.
         """
-        return tail_probability(self.mahalanobis(x), self.dof, self.n_features)
+        with self.full_precision():
+            view = self._view(x)
+        return tail_probability(view.distances, self.dof, view.n_observed).to(self._result_dtype)
 
     @of_any_size
     def outlier_probability(self, x: Tensor) -> Tensor:
@@ -152,6 +156,21 @@ class MixtureModel(MixtureState):
                 "far out a row lies"
             )
         return self(x)[:, -1]
+
+    @of_any_size
+    def impute(self, x: Tensor) -> Tensor:
+        """The rows with E[missing | observed] in the place of NaN: (n, d) → (n, d), differentiable.
+
+        That is Σ_k r_ik·E[x_m | x_o, k], the regression on what is observed; of a mixture with `allow_missing=True`.
+        """
+        if not self.allow_missing:
+            raise ValueError("impute needs a mixture with allow_missing=True: set the attribute, or give the argument")
+        with self.full_precision():
+            view = self._view(x)
+            if isinstance(view, View):
+                return x.to(self._result_dtype)
+            completed = (self._joint(view).softmax(1)[:, :, None] * view.completed).sum(1) + view.origin
+        return torch.where(view.observed, x.to(self._result_dtype), completed.to(self._result_dtype))
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | int | None = None) -> tuple[Tensor, Tensor]:
@@ -249,14 +268,15 @@ class MixtureModel(MixtureState):
         """
         if outliers is None:
             return self.in_chunks(lambda rows: self._labels(self.log_joint(rows)), data)
-        limits = distance_limits(validation.probability(outliers, "outliers"), self.dof, self.n_features)
+        least = validation.probability(outliers, "outliers")
 
         def question(rows: Tensor) -> Tensor:
             with self.full_precision():
-                density, distances = self._distances(rows)
-                labels = self._labels(self._joint(density, distances))
-            own = distances.gather(1, labels[:, None].clamp(min=0))[:, 0]
-            return torch.where(own > limits[labels], -1, labels)
+                view = self._view(rows)
+                labels = self._labels(self._joint(view))
+            own = labels[:, None].clamp(min=0)
+            tails = tail_probability(view.distances.gather(1, own), self.dof[own], view.n_observed)
+            return torch.where(tails[:, 0] < least, -1, labels)
 
         return self.in_chunks(question, data)
 
@@ -343,6 +363,7 @@ class MixtureModel(MixtureState):
             in_order=in_order,
             shared=self.has_company,
             may_be_empty=may_be_empty or self.has_company,
+            allow_missing=self.allow_missing,
         )
 
     @property
@@ -380,14 +401,17 @@ class MixtureModel(MixtureState):
         labels = joint.argmax(1)
         return torch.where(labels == self.n_components - 1, -1, labels) if self.background else labels
 
-    def _joint(self, density: Density, distances: Tensor) -> Tensor:
-        return (density.log_weights + density.log_prob(distances)).to(self._result_dtype)
+    def _joint(self, view: View | Observation) -> Tensor:
+        return (view.log_weights + view.log_prob()).to(self._result_dtype)
 
-    def _distances(self, x: Tensor) -> tuple[Density, Tensor]:
+    def _view(self, x: Tensor) -> View | Observation:
+        """What rows (n, d) say under the components."""
         self.require_fitted()
         x = validation.batch(x, self.n_features)
         density = self._latest()
         assert density is not None
         if torch.compiler.is_compiling() or any(tensor.requires_grad for tensor in self._sources()):
             density = Density(self.snapshot(), density.dtype)  # within the graph
-        return density, density.mahalanobis(density.features(x))
+        if self.allow_missing and bool(x.isnan().any()):
+            return observe(Density(self.snapshot(), accumulation_dtype(x.device)), x)
+        return View(density, density.mahalanobis(density.features(x)))

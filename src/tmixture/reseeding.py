@@ -80,7 +80,7 @@ def poorly_explained(
     they are the outliers that the mixture exists to ignore.
     """
     size = min(4 * parameters.n_components, max(4 * count, RESTART_ROWS))
-    sample = draw_sample(map(unlabelled, chunks), size, dtype, generator, shared=synchronize)
+    sample = draw_sample(map(free_rows, chunks), size, dtype, generator, shared=synchronize)
     if sample.rows == 0:
         return sample.x
     density = working_density(parameters, dtype)
@@ -90,12 +90,10 @@ def poorly_explained(
     return distributed.from_first_process(worse) if synchronize else worse
 
 
-def unlabelled(chunk: Chunk) -> Chunk:
-    """The rows that may belong to any component."""
-    if chunk.allowed is None:
-        return chunk
-    free = chunk.allowed.all(1)
-    return Chunk(chunk.x[free], None if chunk.weight is None else chunk.weight[free])
+def free_rows(chunk: Chunk) -> Chunk:
+    """The rows that may belong to any component, and of which no value is missing."""
+    free = ~chunk.x.isnan().any(1) if chunk.allowed is None else chunk.allowed.all(1) & ~chunk.x.isnan().any(1)
+    return Chunk(chunk.x, chunk.weight) if free.all() else Chunk(chunk.x, chunk.weight).take(free)
 
 
 def reseed(parameters: Parameters, components: list[int], candidates: Tensor) -> tuple[Parameters, Tensor]:

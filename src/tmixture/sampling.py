@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,13 @@ def sample_size(n_components: int, n_features: int) -> int:
 
 
 def draw_sample(
-    chunks: Iterable[Chunk], size: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool = False
+    chunks: Iterable[Chunk],
+    size: int,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+    *,
+    shared: bool = False,
+    allow_missing: bool = False,
 ) -> Sample:
     """Pass over the data once: check every value, count the rows, keep a weighted reservoir of `size` rows.
 
@@ -74,6 +80,7 @@ def draw_sample(
         dtype: of the sampled rows, unless the data needs a wider one.
         generator: source of randomness.
         shared: whether the sample is of the rows of all processes, and the same in all of them.
+        allow_missing: whether values may be missing.
 
     Raises:
         ValueError: a value is not finite; the message names its row.
@@ -85,7 +92,7 @@ def draw_sample(
     rows = total = waiting = 0
     least = -math.inf  # no row with a smaller key can still be among the largest
     for chunk in chunks:
-        check_finite(chunk.x, total, "data")
+        check_finite(chunk.x, total, "data", allow_missing=allow_missing)
         total += len(chunk.x)
         weight = torch.ones(len(chunk.x)) if chunk.weight is None else chunk.weight.cpu()
         key = torch.rand(len(chunk.x), generator=generator, dtype=torch.float64).log() / weight
@@ -126,6 +133,19 @@ def _shrink(
     index = keys.topk(size).indices.sort().values
     rows = torch.cat(x)
     return [rows[index.to(rows.device)]], [torch.cat(weight)[index]], [keys[index]]
+
+
+def completed(sample: Sample, at_least: int) -> Sample:
+    """Its rows without missing values, if there are so many; else all of them, with the means of their features."""
+    missing = sample.x.isnan()
+    complete = ~missing.any(1)
+    if complete.all():
+        return sample
+    if int(complete.sum()) >= at_least:
+        return replace(sample, x=sample.x[complete], weight=sample.weight[complete])
+    weight = sample.weight[:, None] * ~missing
+    means = (sample.x.nan_to_num(0.0) * weight).sum(0) / weight.sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
+    return replace(sample, x=torch.where(missing, means, sample.x))
 
 
 def without_stray_rows(sample: Sample, at_least: int) -> Sample:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from typing_extensions import Self
@@ -50,6 +50,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         prior: what is believed of all components before the data; see `Prior`.
         background: whether the last component is a background for rows that belong nowhere, whose label is −1; see
             `StudentTMixture`.
+        allow_missing: whether NaN says that a value is missing; it is an error otherwise.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
         dof_bounds: bounds of a learned ν.
         warm_start: whether `fit` starts from the parameters of the previous `fit`, but for a `dof` that was set since.
@@ -109,6 +110,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         tol: float = 1e-4,
         prior: Prior | None = None,
         background: bool = False,
+        allow_missing: bool = False,
         scale_update: Literal["px", "classic"] = "px",
         dof_bounds: tuple[float, float] = (0.5, 200.0),
         warm_start: bool = False,
@@ -132,6 +134,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         self.tol = tol
         self.prior = prior
         self.background = background
+        self.allow_missing = allow_missing
         self.scale_update = scale_update
         self.dof_bounds = dof_bounds
         self.warm_start = warm_start
@@ -149,7 +152,7 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
             y: ignored; pipelines pass it.
             sample_weight: (N,), not negative. An integer weight counts as that many repeated rows.
         """
-        X = validate_data(self, X, dtype=FLOATS)
+        X = validate_data(self, X, dtype=FLOATS, ensure_all_finite=self._finite)
         weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         mixture = self._new_mixture(X)
         if self.warm_start and hasattr(self, "mixture_"):
@@ -203,6 +206,10 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         """Akaike's information criterion; smaller is better."""
         X = self._checked(X)
         return self.mixture_.aic(X)
+
+    def impute(self, X: Any) -> np.ndarray:
+        """The rows with the regression on their other values in the place of NaN; with `allow_missing=True`."""
+        return self._apply(lambda block: self.mixture_.impute(block), self._checked(X))
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw points (n_samples, d) and the components (n_samples,) that they come from, using `random_state`."""
@@ -314,12 +321,22 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         matrices = validation.covariance_matrices(precisions.expand(K, d, d), K, d, "precisions_init")
         return mixture.structure.from_dense(matrices.inverse(), mixture.rank or 0)
 
+    @property
+    def _finite(self) -> bool | str:
+        """What has to be finite, in the words of `validate_data`."""
+        return "allow-nan" if self.allow_missing else True
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.allow_missing
+        return tags
+
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def _checked(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "mixture_")
-        return validate_data(self, X, dtype=FLOATS, reset=False)
+        return validate_data(self, X, dtype=FLOATS, reset=False, ensure_all_finite=self._finite)
 
     @torch.no_grad()
     def _apply(self, function: Callable[[Tensor], Tensor], X: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ def waiting_with(
     waiting: Sample | None, batch: Chunks, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
 ) -> Sample | None:
     """All rows that wait for the beginning of a stream, those of a batch in all processes included."""
-    sample = draw_sample(batch, sys.maxsize, dtype, generator, shared=shared)
+    sample = draw_sample(batch, sys.maxsize, dtype, generator, shared=shared, allow_missing=batch.allow_missing)
     if sample.rows == 0:
         return None
     sample = sample.times(batch.weight_unit)

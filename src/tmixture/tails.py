@@ -11,21 +11,18 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from tmixture.numerics import accumulation_dtype
 
+def tail_probability(distances: Tensor, dof: Tensor, n_observed: int | Tensor) -> Tensor:
+    """P(δ ≥ δ_ik) of rows of component k, by what is observed of them; 1 where nothing is.
 
-def tail_probability(distances: Tensor, dof: Tensor, n_features: int) -> Tensor:
-    """P(δ ≥ δ_ik) of rows of component k: squared distances (n, K), ν (K,) → (n, K)."""
+    Args:
+        distances: δ (n, K).
+        dof: ν, of a shape that broadcasts with them.
+        n_observed: how many features they are of, d or (n, 1).
+    """
     delta, nu = (tensor.cpu().double().numpy() for tensor in (distances, dof))
+    d = n_observed.cpu().double().numpy() if isinstance(n_observed, Tensor) else float(n_observed)
+    d = np.maximum(d, 1)  # of nothing δ is zero
     gaussian, nu = np.isinf(nu), np.where(np.isinf(nu), 1.0, nu)
-    student = special.fdtrc(n_features, nu, delta / n_features)
-    return torch.from_numpy(np.where(gaussian, special.chdtrc(n_features, delta), student)).to(distances)
-
-
-def distance_limits(probability: float, dof: Tensor, n_features: int) -> Tensor:
-    """The squared distances (K,) beyond which this share of the rows of each component lies."""
-    nu = dof.cpu().double().numpy()
-    gaussian, nu = np.isinf(nu), np.where(np.isinf(nu), 1.0, nu)
-    student = n_features * special.fdtri(n_features, nu, 1 - probability)
-    limits = np.where(gaussian, special.chdtri(n_features, probability), student)
-    return torch.from_numpy(limits).to(dof.device, accumulation_dtype(dof.device))
+    student = special.fdtrc(d, nu, delta / d)
+    return torch.from_numpy(np.where(gaussian, special.chdtrc(d, delta), student)).to(distances)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tmixture import em
+from tmixture import accumulation
 from tmixture.chunks import CACHED_ELEMENTS, Chunk
 from tmixture.density import EXPANSION_ERROR, Density, relevance_threshold
 from tmixture.dof import expected_log_correction
@@ -47,7 +47,7 @@ def accumulate(
     for rows, filled, home in zip(*(part.split(max(1, block)) for part in tiles(homes, len(neighbours)))):
         candidates = neighbours[home]
         distances, joint = relevant(density, chunk.x[rows], home, candidates)
-        evidence, responsibilities = em.evidence(joint.flatten(0, 1))
+        evidence, responsibilities = accumulation.evidence(joint.flatten(0, 1))
         responsibilities = responsibilities.view(joint.shape)
         log_likelihood[rows] = evidence.view(rows.shape)
         best[rows] = candidates.gather(1, responsibilities.argmax(2)).to(best.dtype)

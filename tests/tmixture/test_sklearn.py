@@ -16,6 +16,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_clustering, parametrize_with_checks
 
 from tmixture import Prior, StudentTMixture
@@ -285,6 +286,20 @@ def test_a_prior_and_a_background_are_passed_on():
     assert estimator.mixture_.prior == Prior(scale_rows=2.0)
     with pytest.raises(ValueError, match="background=True, but it is False now"):
         estimator.set_params(warm_start=True, background=False).fit(far)
+
+
+def test_missing_values_are_taken_if_it_is_said():
+    X, _ = blobs()
+    X[::3, 0] = np.nan
+    estimator = StudentTMixtureClusterer(3, random_state=0)
+    with pytest.raises(ValueError, match="contains NaN"):
+        estimator.fit(X)
+    estimator.set_params(allow_missing=True).fit(X)
+    assert get_tags(estimator).input_tags.allow_nan
+    imputed = estimator.impute(X)
+    assert np.isfinite(imputed).all()
+    assert (imputed[1::3] == X[1::3]).all()
+    assert estimator.predict(X).tolist() == estimator.labels_.tolist()
 
 
 def test_settings_are_those_of_the_mixture_with_the_same_defaults():

@@ -8,6 +8,7 @@ import torch
 
 from tmixture import StudentTMixture, SufficientStatistics, em
 from tmixture.chunks import Chunk
+from tmixture.density import Density
 from tmixture.maximization import Rules, maximization
 
 from . import naive
@@ -107,7 +108,7 @@ def test_moving_the_reference_is_recomputing_about_it(case):
     scale, x, weight, parameters = case
     statistics = expectation(parameters, (x, weight))
     reference = torch.as_tensor(np.random.default_rng(1).normal(size=(3, 4)) * 10)
-    density = em.Density(parameters, torch.float64)
+    density = Density(parameters, torch.float64)
     distances = density.mahalanobis(density.features(x))
     joint = density.log_weights + density.log_prob(distances)
     r = joint.softmax(1) * weight[:, None]
