@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -28,8 +29,8 @@ LLOYD_ROUNDS = 20
 SEED_ROUNDS = 64
 # … from this many rows per component.
 SEED_ROWS = 128
-# Rows so many times as far from their centre as half of its rows begin in a background, whose weight is at least this.
-FAR, LEAST_WEIGHT = 2.0, 0.01
+# What a background begins with at least.
+LEAST_WEIGHT = 0.01
 # Rows without missing values per component that a start is found from alone.
 COMPLETE_ROWS = 10
 # M-steps from given responsibilities of a structure that needs several.
@@ -135,6 +136,18 @@ def nearest(x: Tensor, centres: Tensor) -> Tensor:
     return torch.cat([torch.addmm(norms, block, centres.T, alpha=-2).argmin(1) for block in blocks])
 
 
+class Background(NamedTuple):
+    """Where a background begins.
+
+    Attributes:
+        mean: (d,).
+        rows: mask (m,) of the rows of the sample that it begins with.
+    """
+
+    mean: Tensor
+    rows: Tensor
+
+
 class TooFewRowsError(ValueError):
     """There are fewer rows than components, in all processes together."""
 
@@ -168,7 +181,7 @@ def start(
     variance: Tensor,
     dtype: torch.dtype,
     generator: torch.Generator | None,
-    background: Tensor | None = None,
+    background: Background | None = None,
 ) -> Parameters:
     """The parameters that EM starts from, the same in all processes that share their data.
 
@@ -182,12 +195,12 @@ def start(
         variance: (d,), of the sample.
         dtype: of the arithmetic on chunks.
         generator: source of randomness.
-        background: the mean (d,) of the last component, if that is a background.
+        background: where the last component begins, if that is a background.
     """
     if given is not None:
         rows = random_rows(sample.x, sample.weight, len(dof), generator)
         if background is not None:
-            rows[-1] = background
+            rows[-1] = background.mean
         if rules.distributed:
             rows = distributed.from_first_process(rows)  # generators may differ
         return from_responsibilities(given, uniform(rows, scale, dof), rules, variance, dtype)
@@ -205,11 +218,11 @@ def from_centres(
     rules: Rules,
     variance: Tensor,
     generator: torch.Generator | None,
-    background: Tensor | None = None,
+    background: Background | None = None,
 ) -> Parameters:
     """Parameters from hard clusters around centres, found in the sample or given as a tensor (K, d).
 
-    A background begins with the rows that lie far out in their clusters.
+    A background begins with the rows that have no others near by.
 
     Args:
         init: a key of `CENTRES` or the centres.
@@ -224,16 +237,17 @@ def from_centres(
     shift = sample.x.mean(0)
     x = sample.x - shift
     K = len(dof)
-    n_centres = K if background is None else K - 1
+    n_centres, nowhere = K, torch.zeros_like(x[:, 0], dtype=torch.bool)
+    if background is not None:
+        n_centres, nowhere = K - 1, background.rows
     if isinstance(init, str):
-        centres = CENTRES[init](x, sample.weight, n_centres, generator)
+        centres = CENTRES[init](x[~nowhere], sample.weight[~nowhere], n_centres, generator)
     else:
         centres = init[:n_centres].to(x) - shift
-    labels = nearest(x, centres)
+    labels = nearest(x, centres).masked_fill(nowhere, n_centres)
     means = exact(centres + shift if isinstance(init, str) else init[:n_centres].to(x.device))
     if background is not None:
-        means = torch.cat([means, background.to(means)[None]])
-        labels[far_out(x - centres[labels], labels)] = n_centres
+        means = torch.cat([means, background.mean.to(means)[None]])
     base = uniform(means, scale, dof)
     d = x.shape[1]
     chunks = Chunks(
@@ -245,13 +259,6 @@ def from_centres(
         weights = parameters.weights.clamp(min=LEAST_WEIGHT)
         parameters = replace(parameters, weights=weights / weights.sum())
     return parameters if isinstance(init, str) else replace(parameters, means=base.means)
-
-
-def far_out(offsets: Tensor, labels: Tensor) -> Tensor:
-    """Mask (n,) of the rows, at offsets (n, d) from the centres of their clusters (n,), that lie far out in these."""
-    distance = offsets.norm(dim=1)
-    usual = torch.stack([distance[labels == k].median() for k in range(int(labels.max()) + 1)])
-    return distance > FAR * usual[labels]
 
 
 def from_responsibilities(

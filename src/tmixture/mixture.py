@@ -62,8 +62,8 @@ class StudentTMixture(MixtureModel):
             names to masks (K,) of components. A fit then starts from the parameters that the mixture has. Without any
             only means that `init` gives, and ν, can be frozen.
         background: whether the last component is a background for rows that belong nowhere: with the mean and the
-            variances of the data, which stay, and a weight that is learned. `predict` gives its rows −1. If `init` is
-            means, they are those of the others (K − 1, d).
+            variances of the rows that have no others near by, or else of the data, which stay, and a weight that is
+            learned. `predict` gives its rows −1. If `init` is means, they are those of the others (K − 1, d).
         allow_missing: whether NaN says that a value is missing: at random, for reasons that the observed ones explain.
             It is a ValueError otherwise. Everything that takes rows then goes by what is observed of them, in float64.
         scale_update: "px" (converges in a few iterations in high dimension) or "classic".
@@ -361,7 +361,10 @@ class StudentTMixture(MixtureModel):
         variance = spread.variance.maximum(rules.regularization)  # it is zero where all rows are equal
         variances, background = variance.repeat(self.n_components, 1), None
         if self.background:
-            background, variances[-1] = sampling.spread(sample, clipped=False)
+            nowhere = sampling.lonely(sample, at_most=sample.rows - self.n_components)
+            enough = int(nowhere.sum()) > self.n_features
+            mean, variances[-1] = sampling.spread(sample.take(nowhere) if enough else sample, clipped=False)
+            background = initialization.Background(mean, nowhere)
         scale = self.structure.diagonal(variances, self.rank or 0)
         init = self.init
         if known is not None and not isinstance(init, Tensor):

@@ -22,6 +22,8 @@ SAMPLE_ELEMENTS = 2**25
 MEDIAN_ROWS = 2**12
 # Far rows among which others look for company.
 FAR_ROWS = 2**11
+# Nearest rows, itself among them, that a row has to have near by.
+NEIGHBOURS = 5
 # Rows of a temporary.
 BLOCK_ROWS = 4096
 
@@ -43,6 +45,10 @@ class Sample:
     def times(self, factor: float) -> Sample:
         """The same rows with all weights multiplied by a factor."""
         return Sample(self.x, self.weight * factor, self.rows)
+
+    def take(self, rows: Tensor) -> Sample:
+        """Some of the rows, by a mask (m,)."""
+        return Sample(self.x[rows], self.weight[rows], self.rows)
 
     def followed_by(self, other: Sample) -> Sample:
         """All rows of two samples that hold all of theirs, with the dtypes of the first."""
@@ -164,6 +170,21 @@ def without_stray_rows(sample: Sample, at_least: int) -> Sample:
         return sample
     keep = torch.ones_like(distance, dtype=torch.bool).index_fill_(0, stray, False)
     return Sample(sample.x[keep], sample.weight[keep], sample.rows)
+
+
+def lonely(sample: Sample, at_most: int) -> Tensor:
+    """Mask (m,) of the rows with so few others near by that they may belong to no cluster; none if they are too many.
+
+    Those whose few nearest neighbours, among a part of the rows, are three times as far away as is usual.
+    """
+    others = sample.x[:: math.ceil(len(sample.x) / FAR_ROWS)]
+    nearest = [
+        torch.cdist(rows, others).topk(min(NEIGHBOURS, len(others)), largest=False).values[:, -1]
+        for rows in sample.x.split(FAR_ROWS)
+    ]
+    distance = torch.cat(nearest)
+    alone = distance > 3 * distance.median()
+    return alone if int(alone.sum()) <= at_most else torch.zeros_like(alone)
 
 
 def _has_company(x: Tensor, norm: Tensor) -> Tensor:

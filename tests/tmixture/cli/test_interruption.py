@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.tmixture.cli.helpers import fit_in, run, stored
 
-from tmixture import StudentTMixture
+from tmixture import StudentTMixture, em
 
 
 def test_a_second_run_leaves_everything_as_it_is(folder, capsys):
@@ -79,7 +79,7 @@ def interrupt_after(monkeypatch, owner, name, calls):
 def test_an_interrupted_fit_keeps_what_it_has(folder, iterations, monkeypatch, capsys):
     settings = ("--max-iter", 25, "--tol", 0)  # where it converges, rounding may make it one iteration more
     with monkeypatch.context() as patch:
-        interrupt_after(patch, StudentTMixture.fit.__globals__["em"], "maximization", iterations)
+        interrupt_after(patch, em, "maximization", iterations)
         path, status = fit_in(folder, *settings)
     assert status == 130
     assert "the same command goes on" in capsys.readouterr().err
