@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from tmixture import StudentTMixture
+from tmixture.accumulation import evidence
 from tmixture.density import Density, working_density
 from tmixture.dof import solve_dof
-from tmixture.accumulation import evidence
 from tmixture.em import expectation
 from tmixture.maximization import Rules
 from tmixture.model import MixtureModel

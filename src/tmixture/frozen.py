@@ -63,7 +63,7 @@ def checked_parts(value: Any, n_components: int, *, shared_scale: bool) -> dict[
     given = names if isinstance(names, Mapping) else dict.fromkeys(names, True)
     masks = {name: _mask(name, mask, n_components) for name, mask in given.items()}
     if shared_scale and len(set(masks.get("scales", [False]))) > 1:
-        raise ValueError("frozen scales of covariance_type='tied' must be all or none: the components share one")
+        raise ValueError("frozen scales of a tied structure must be all or none: the components share one")
     return masks
 
 

@@ -40,7 +40,8 @@ class StudentTMixture(MixtureModel):
         n_features: d.
         dof: degrees of freedom ν > 0: a number, `float("inf")`, or one per component; the start if they are learned.
         learn_dof: False, or "shared" or "component" to learn one ν, or one per component.
-        covariance_type: structure of the scale matrices: "full", "tied", "diag", "spherical" or "lowrank".
+        covariance_type: structure of the scale matrices: "full", "diag", "spherical" or "lowrank", or one for all
+            components: "tied", "tied_diag" or "tied_spherical".
         rank: q of "lowrank", Σ = ΛΛᵀ + Ψ with Λ (d, q) and a diagonal Ψ: a mixture of t-factor analyzers, for
             components whose features are correlated but whose rows are too few for "full".
         reg_covar: added to the diagonal of the scale of a component of average size, and to that of a smaller one as

@@ -37,7 +37,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         n_components: K.
         dof: degrees of freedom ν > 0: a number, `float("inf")`, or one per component; the start if they are learned.
         learn_dof: False, or "shared" or "component" to learn one ν, or one per component.
-        covariance_type: structure of the scale matrices: "full", "tied", "diag", "spherical" or "lowrank".
+        covariance_type: structure of the scale matrices: "full", "tied", "diag", "spherical", "lowrank", "tied_diag" or
+            "tied_spherical".
         rank: q of "lowrank", Σ = ΛΛᵀ + Ψ with Λ (d, q) and a diagonal Ψ.
         reg_covar: added to the scale diagonals: an absolute number in squared units of the data, or "auto" for 1e-6 of
             the variance of each feature; see `StudentTMixture`.
@@ -65,8 +66,8 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         weights_: (K,) π.
         means_: (K, d) μ.
         scales_: scale matrices Σ in scikit-learn's shapes: "full" (K, d, d), "tied" (d, d), "diag" (K, d), "spherical"
-            (K,); "lowrank" (K, d, d).
-        covariances_: covariance matrices ν/(ν−2)·Σ in the same shapes, but (K, d, d) for "tied" with different ν;
+            (K,); "lowrank" (K, d, d), "tied_diag" (d,), "tied_spherical" ().
+        covariances_: covariance matrices ν/(ν−2)·Σ in the same shapes, but for each component where ν differ;
             infinite where ν ≤ 2.
         precisions_: inverse covariance matrices; zero where ν ≤ 2.
         precisions_cholesky_: their Cholesky factors C, C·Cᵀ = precision, upper triangular; square roots of numbers.
@@ -233,10 +234,11 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         check_is_fitted(self, "mixture_")
         K, d = self.mixture_.means.shape
         scale = self.mixture_.snapshot().scale
-        if self.mixture_.covariance_type in ("diag", "spherical"):
-            return scale.tensors()["whitening"].pow(-2).cpu().numpy()
+        if not self._has_matrices:
+            variances = scale.tensors()["whitening"].pow(-2)
+            return (variances[0] if self.mixture_.covariance_type == "tied_spherical" else variances).cpu().numpy()
         dense = scale.dense(K, d)
-        return (dense[0] if self.mixture_.covariance_type == "tied" else dense).cpu().numpy()
+        return (dense if scale.per_component else dense[0]).cpu().numpy()
 
     @property
     def covariances_(self) -> np.ndarray:
@@ -266,14 +268,15 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
 
     @property
     def _has_matrices(self) -> bool:
-        return self.mixture_.covariance_type not in ("diag", "spherical")
+        return self.mixture_.covariance_type not in ("diag", "spherical", "tied_diag", "tied_spherical")
 
     def _covariance_per_scale(self, scales: np.ndarray) -> np.ndarray:
         """ν/(ν−2) of each component, or of all, in a shape that multiplies their scales."""
         factor = self.mixture_.variance_factors
-        if self.mixture_.covariance_type == "tied" and bool((self.mixture_.dof == self.mixture_.dof[0]).all()):
-            factor = factor[0]
-        trailing = (1,) * (2 if self._has_matrices else scales.ndim - 1)
+        per_component = self.mixture_.structure.per_component
+        if not per_component and bool((self.mixture_.dof == self.mixture_.dof[0]).all()):
+            return factor[0].cpu().numpy().astype(scales.dtype)
+        trailing = (1,) * (scales.ndim - per_component)
         return factor.cpu().numpy().astype(scales.dtype).reshape(*factor.shape, *trailing)
 
     def _new_mixture(self, X: np.ndarray) -> StudentTMixture:
@@ -308,16 +311,18 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         """The scales that `precisions_init` is the inverse of."""
         K, d = mixture.means.shape
         kind = mixture.covariance_type
-        shape = {"tied": (d, d), "diag": (K, d), "spherical": (K,)}.get(kind, (K, d, d))
+        shapes = {"tied": (d, d), "diag": (K, d), "spherical": (K,), "tied_diag": (d,), "tied_spherical": (1,)}
+        shape = shapes.get(kind, (K, d, d))
         precisions = as_tensor(self.precisions_init, "precisions_init").to(mixture.means.device, torch.float64)
         if precisions.shape != shape:
             raise ValueError(
                 f"precisions_init must have shape {shape} for covariance_type={kind!r}, got {tuple(precisions.shape)}"
             )
-        if kind in ("diag", "spherical"):
+        if kind in ("diag", "spherical", "tied_diag", "tied_spherical"):
             if not ((precisions > 0) & precisions.isfinite()).all():
                 raise ValueError("precisions_init must be positive and finite")
-            return mixture.structure.diagonal(1 / precisions.view(K, -1).expand(K, d), mixture.rank or 0)
+            rows = precisions.view(K if mixture.structure.per_component else 1, -1)
+            return mixture.structure.diagonal(1 / rows.expand(K, d), mixture.rank or 0)
         matrices = validation.covariance_matrices(precisions.expand(K, d, d), K, d, "precisions_init")
         return mixture.structure.from_dense(matrices.inverse(), mixture.rank or 0)
 

@@ -7,7 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tmixture import StudentTMixture, scales
 
 STRUCTURES = sorted(scales.STRUCTURES)  # a new one meets every law that is stated for all
-CLOSED_FORM = ["diag", "full", "spherical", "tied"]  # those that `naive` maximises Q for
+CLOSED_FORM = ["diag", "full", "spherical", "tied", "tied_diag", "tied_spherical"]  # that `naive` maximises Q for
+IN_SCIKIT_LEARN = ["diag", "full", "spherical", "tied"]  # its `GaussianMixture` has them
+TIED = [name for name, structure in scales.STRUCTURES.items() if not structure.per_component]
 LEARN_DOF = [False, "shared", "component"]
 
 

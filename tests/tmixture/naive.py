@@ -81,7 +81,7 @@ def em_step(x, model, structure, *, learn_dof=False, scale_update="px", sample_w
             scatter[k] += r[i, k] * u[i, k] * np.outer(x[i] - means[k], x[i] - means[k])
 
     alpha = np.ones(K)
-    if scale_update == "px" and structure == "tied":
+    if scale_update == "px" and structure.startswith("tied"):
         nu = model.dof
         alpha[:] = 1.0 if np.isinf(nu).any() else (nu * w).sum() / (nu * n).sum()
     elif scale_update == "px":
@@ -101,12 +101,12 @@ def em_step(x, model, structure, *, learn_dof=False, scale_update="px", sample_w
 def constrained(scatter, n, structure):
     """The maximum-likelihood Σ* of each structure from the scatter matrices and the masses."""
     K, d, _ = scatter.shape
-    if structure == "tied":
-        return np.repeat(scatter.sum(0)[None] / n.sum(), K, axis=0)
+    if structure.startswith("tied"):
+        scatter, n = np.repeat(scatter.sum(0)[None], K, axis=0), np.full(K, n.sum())
     matrices = scatter / n[:, None, None]
-    if structure == "diag":
+    if structure in ("diag", "tied_diag"):
         return np.array([np.diag(np.diag(matrix)) for matrix in matrices])
-    if structure == "spherical":
+    if structure in ("spherical", "tied_spherical"):
         return np.array([np.trace(matrix) / d * np.eye(d) for matrix in matrices])
     return matrices
 
@@ -115,7 +115,7 @@ def within(matrices, structure):
     """Matrices of a structure like those given. What nothing here knows has to know itself what is closest."""
     if structure == "lowrank":
         return factorized(matrices)
-    if structure in ("full", "tied", "diag", "spherical"):
+    if structure in ("full", "diag", "spherical") or structure.startswith("tied"):
         return constrained(matrices, np.ones(len(matrices)), structure)
     return STRUCTURES[structure].from_dense(torch.as_tensor(matrices)).dense(*matrices.shape[:2]).numpy()
 

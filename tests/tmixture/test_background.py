@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tmixture import StudentTMixture
+from tmixture import StudentTMixture, scales
 from tmixture.losses import ClusterTripletLoss
 
 from .helpers import STRUCTURES, assert_same_parameters, of
 
-FREE = [structure for structure in STRUCTURES if structure != "tied"]
+FREE = [structure for structure in STRUCTURES if scales.STRUCTURES[structure].per_component]
 every_structure = pytest.mark.parametrize("structure", FREE)
 
 

@@ -8,7 +8,7 @@ from tmixture import Prior, StudentTMixture
 from tmixture.frozen import PARTS
 
 from . import naive
-from .helpers import CLOSED_FORM, STRUCTURES, from_model, parameters
+from .helpers import CLOSED_FORM, STRUCTURES, TIED, from_model, parameters
 
 every_structure = pytest.mark.parametrize("structure", STRUCTURES)
 every_part = pytest.mark.parametrize("part", PARTS)
@@ -38,7 +38,7 @@ def test_a_frozen_part_stays_and_all_else_learns(structure, part):
 def test_frozen_components_stay_among_others(structure):
     start, x = start_and_rows(structure)
     held = [True, False, False]
-    parts = ("weights", "means", "dof") if structure == "tied" else PARTS
+    parts = ("weights", "means", "dof") if structure in TIED else PARTS
     mixture = from_model(start, structure, frozen=dict.fromkeys(parts, held), learn_dof="shared", max_iter=20)
     before = parameters(mixture)
     for name, value in parameters(mixture.fit(x)).items():
@@ -69,7 +69,7 @@ def test_the_end_is_a_maximum_over_what_is_free(structure, part):
     end, rng = parameters(mixture), np.random.default_rng(0)
     top = naive.log_likelihood(x.numpy(), naive.Model(**end))
     for _ in range(10):
-        stretch = np.exp(1e-3 * rng.normal(size=(1 if structure == "tied" else 3, 1, 1)))
+        stretch = np.exp(1e-3 * rng.normal(size=(1 if structure in TIED else 3, 1, 1)))
         weights = end["weights"] * np.exp(1e-3 * rng.normal(size=3))
         moved = {
             "weights": weights / weights.sum(),

@@ -11,7 +11,7 @@ from tmixture.maximization import Rules
 from tmixture.scales import STRUCTURES as SCALES
 
 from . import naive
-from .helpers import STRUCTURES, assert_same_parameters, from_model, of, parameters
+from .helpers import STRUCTURES, TIED, assert_same_parameters, from_model, of, parameters
 
 NAMED = list(initialization.CENTRES)
 
@@ -199,7 +199,7 @@ def test_a_cluster_of_one_row_does_not_start_as_a_spike(structure):
     begin = initialization.from_responsibilities([Chunk(x, None, labels)], base, rules, one, torch.float64)
     variances = torch.linalg.eigvalsh(begin.scale.dense(2, 3))
     assert float(variances.min()) > 0.2
-    if structure not in ("tied", "lowrank"):  # the large one is the maximum likelihood all the same
+    if structure not in (*TIED, "lowrank"):  # the large one is the maximum likelihood all the same
         expected = naive.within(np.cov(x[:300].T, ddof=0)[None], structure)[0]
         np.testing.assert_allclose(begin.scale.dense(2, 3)[0], expected, rtol=1e-4, atol=1e-6)
 

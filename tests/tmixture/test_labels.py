@@ -39,6 +39,8 @@ def test_with_every_row_labelled_a_gaussian_fit_is_the_moments_of_the_classes(st
     expected = {
         "full": covariances,
         "tied": covariances.mean(0).expand(3, -1, -1),
+        "tied_diag": covariances.mean(0).diagonal().diag().expand(3, -1, -1),
+        "tied_spherical": covariances.diagonal(dim1=1, dim2=2).mean() * torch.eye(3).double().expand(3, -1, -1),
         "diag": torch.diag_embed(covariances.diagonal(dim1=1, dim2=2)),
         "spherical": covariances.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(3),
     }[structure]

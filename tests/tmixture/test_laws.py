@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tmixture import StudentTMixture
 
 from . import naive
-from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, in_turn, of, parameters
+from .helpers import LEARN_DOF, STRUCTURES, TIED, assert_same_parameters, from_model, in_turn, of, parameters
 
 # Derandomized: a tolerance met by 999 of 1000 draws must not fail somebody's run.
 laws = settings(max_examples=10, deadline=None, derandomize=True)
@@ -239,7 +239,7 @@ def test_the_fixed_point(structure, learn_dof):
     r, u = mixture(rows), mixture.outlier_weights(rows)
     delta = (after["dof"] + 2) / u.numpy() - after["dof"]
     np.testing.assert_allclose((r * u * torch.as_tensor(delta)).sum(), 2 * len(x), rtol=1e-5)
-    if structure != "tied":
+    if structure not in TIED:
         np.testing.assert_allclose((r * u * torch.as_tensor(delta)).sum(0), 2 * r.sum(0), rtol=1e-4)
         np.testing.assert_allclose((r * u).sum(0), r.sum(0), rtol=1e-4)
 
@@ -255,7 +255,7 @@ def test_the_fixed_point(structure, learn_dof):
     directions = {
         "weights": [first],
         "means": [np.outer(first, e) for e in np.eye(2)],
-        "scales": [(np.ones(2) if structure == "tied" else first)[:, None, None] * e for e in basis(structure)],
+        "scales": [(np.ones(2) if structure in TIED else first)[:, None, None] * e for e in basis(structure)],
         "dof": {False: [], "shared": [np.ones(2)], "component": list(np.eye(2))}[learn_dof],
     }  # fmt: skip
     for name, several in directions.items():

@@ -10,7 +10,7 @@ from scipy import stats
 from tmixture import Prior, StudentTMixture
 
 from . import naive
-from .helpers import CLOSED_FORM, STRUCTURES, assert_same_parameters, from_model, of, parameters
+from .helpers import CLOSED_FORM, STRUCTURES, TIED, assert_same_parameters, from_model, of, parameters
 
 INF = float("inf")
 MEAN = [0.5, -1.0, 2.0]
@@ -96,8 +96,8 @@ def test_the_end_is_a_maximum(structure):
     top, rng, end = objective(mixture, x, PRIOR, structure), np.random.default_rng(0), parameters(mixture)
     for _ in range(20):
         turn = np.exp(1e-3 * rng.normal(size=(2, 3)))
-        if structure in ("tied", "spherical"):
-            turn = np.broadcast_to(turn[:1, :1] if structure == "tied" else turn[:, :1], (2, 3))
+        if structure in ("spherical", *TIED):
+            turn = np.broadcast_to(turn[:1, :1] if structure in TIED else turn[:, :1], (2, 3))
         moved = naive.Model(
             weights=(w := end["weights"] * np.exp(1e-3 * rng.normal(size=2))) / w.sum(),
             means=end["means"] + 1e-3 * rng.normal(size=(2, 3)),

@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import check_clustering, parametrize_with_ch
 from tmixture import Prior, StudentTMixture
 from tmixture.sklearn import StudentTMixtureClusterer
 
-from .helpers import CLOSED_FORM, STRUCTURES, of
+from .helpers import IN_SCIKIT_LEARN, STRUCTURES, of
 
 
 def blobs(n=600, d=3, K=3, seed=0):
@@ -78,7 +78,7 @@ def test_integer_weights_are_repeated_rows_in_any_order(structure):
     np.testing.assert_array_equal(weighted.labels_[order.argsort()][weight > 0], weighted.predict(X[weight > 0]))
 
 
-@pytest.mark.parametrize("structure", CLOSED_FORM)
+@pytest.mark.parametrize("structure", IN_SCIKIT_LEARN)
 def test_at_infinite_dof_it_is_gaussian_mixture(structure):
     X, _ = blobs()
     start = X[:3] + np.arange(3.0)[:, None]
@@ -156,14 +156,21 @@ def test_warm_start_goes_on():
     np.testing.assert_allclose(estimator.means_, straight.means_, rtol=1e-9)
 
 
-@pytest.mark.parametrize("structure", CLOSED_FORM)
+@pytest.mark.parametrize("structure", IN_SCIKIT_LEARN)
 def test_starts_from_given_weights_and_precisions_as_gaussian_mixture_does(structure):
     X, _ = blobs()
     rng = np.random.default_rng(3)
     weights, means = np.array([0.2, 0.5, 0.3]), X[:3] + np.arange(3.0)[:, None]
     matrices = np.linalg.inv([np.cov(rng.normal(size=(20, 3)).T) for _ in range(3)])
     variances = matrices.diagonal(axis1=1, axis2=2)
-    precisions = {"full": matrices, "tied": matrices[0], "diag": variances, "spherical": variances[:, 0]}[structure]
+    precisions = {
+        "full": matrices,
+        "tied": matrices[0],
+        "diag": variances,
+        "spherical": variances[:, 0],
+        "tied_diag": variances[0],
+        "tied_spherical": variances[0, 0],
+    }[structure]
     given = dict(weights_init=weights, precisions_init=precisions, max_iter=3, tol=0, reg_covar=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -274,6 +281,22 @@ def test_nothing_is_fitted_after_an_error():
 def test_the_library_does_not_need_scikit_learn():
     code = "import sys; import tmixture; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("structure", ["tied_diag", "tied_spherical"])
+@pytest.mark.parametrize("dof", [5.0, [3.0, 4.0, 5.0]])
+def test_shapes_of_one_matrix_for_all(structure, dof):
+    X, _ = blobs()
+    estimator = StudentTMixtureClusterer(3, covariance_type=structure, dof=dof, random_state=0).fit(X)
+    shape = (X.shape[1],) if structure == "tied_diag" else ()
+    assert estimator.scales_.shape == shape
+    assert estimator.covariances_.shape == (shape if dof == 5.0 else (3, *shape))
+    again = StudentTMixtureClusterer(
+        3, covariance_type=structure, dof=dof, random_state=0, precisions_init=1 / estimator.scales_, max_iter=0
+    )
+    np.testing.assert_allclose(again.fit(X).scales_, estimator.scales_)
+    with pytest.raises(ValueError, match="precisions_init must have shape"):
+        again.set_params(precisions_init=np.ones(7)).fit(X)
 
 
 def test_a_prior_and_a_background_are_passed_on():

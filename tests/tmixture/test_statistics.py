@@ -40,6 +40,8 @@ def moments(scale, x, responsibilities, weighted, means, reference):
         return first, moments_with_factors(scale, x - means[:, None], responsibilities, weighted, outer, centred)
     form = {
         "tied": outer.sum(0),
+        "tied_diag": outer.sum(0).diagonal(),
+        "tied_spherical": outer.sum(0).diagonal().sum(0, keepdim=True),
         "diag": outer.diagonal(dim1=1, dim2=2),
         "spherical": outer.diagonal(dim1=1, dim2=2).sum(1),
     }

@@ -9,7 +9,7 @@ import torch
 
 from tmixture import PowerDecay, StudentTMixture
 
-from .helpers import CLOSED_FORM, STRUCTURES, in_turn, of
+from .helpers import CLOSED_FORM, STRUCTURES, TIED, in_turn, of
 
 
 def clusters(n, K, d, dof=10.0, distance=10.0, alike=False, seed=0, dtype=torch.float32):
@@ -64,7 +64,7 @@ def assert_same_state(one, other):
     in_turn([*STRUCTURES, "diag"], [4.0, math.inf, math.inf], ["shuffled", "sorted"]),
 )
 def test_small_batches_end_where_full_batch_em_does(structure, dof, order):
-    x, labels, centres = clusters(1000, K=3, d=2, alike=structure == "tied")
+    x, labels, centres = clusters(1000, K=3, d=2, alike=structure in TIED)
     settings = dict(**of(structure), dof=dof, init=centres)
     full = StudentTMixture(3, 2, **settings).fit(x)
     streamed = stream(
