@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tmixture.diagnostics import ConvergenceWarning
     from tmixture.distributions import MultivariateStudentT
+    from tmixture.divergence import component_divergence, mixture_divergence
     from tmixture.merging import merge_components
     from tmixture.mixture import StudentTMixture
     from tmixture.priors import Prior
@@ -22,7 +23,9 @@ __all__ = [
     "Prior",
     "StudentTMixture",
     "SufficientStatistics",
+    "component_divergence",
     "merge_components",
+    "mixture_divergence",
     "select_components",
 ]
 
@@ -34,7 +37,9 @@ _HOMES = {
     "Prior": "priors",
     "StudentTMixture": "mixture",
     "SufficientStatistics": "statistics",
+    "component_divergence": "divergence",
     "merge_components": "merging",
+    "mixture_divergence": "divergence",
     "select_components": "selection",
 }
 

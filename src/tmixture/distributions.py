@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Gamma, constraints
+from torch.distributions import Distribution, Gamma, MultivariateNormal, constraints, kl_divergence, register_kl
 
 # Private, but the only way to the broadcasting rules of MultivariateNormal without an (N, K, d, d) temporary.
 from torch.distributions.multivariate_normal import _batch_mahalanobis, _batch_mv, _precision_to_scale_tril
 from torch.distributions.utils import lazy_property
 
 from tmixture import validation
+from tmixture.quantiles import student_cdf, student_icdf
 from tmixture.special import digamma_remainder, log_gamma_remainder
 
 __all__ = ["MultivariateStudentT", "log_normalizer"]
@@ -172,6 +173,24 @@ class MultivariateStudentT(Distribution):
         kernel = torch.where(is_infinite, delta, (df + d) * torch.log1p(delta / df))
         return self._log_density_at_loc().to(self.loc.dtype) - 0.5 * kernel
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(X ≤ value) in one dimension, `(*sample, *batch, 1)` to `(*sample, *batch)`; differentiable in the value."""
+        if self._validate_args:
+            self._validate_sample(value)
+        self._require_one_dimension("cdf")
+        fixed = value.detach()
+        z = ((fixed - self.loc) / self._unbroadcasted_scale_tril[..., 0])[..., 0]
+        density = self.log_prob(fixed).exp().detach()
+        return student_cdf(z, self.df) + density * (value - fixed)[..., 0]
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The x with P(X ≤ x) = value in one dimension, `(*sample, *batch)` to `(*sample, *batch, 1)`; the same."""
+        self._require_one_dimension("icdf")
+        fixed = value.detach()
+        quantile = student_icdf(fixed, self.df)[..., None]
+        x = (self.loc + self._unbroadcasted_scale_tril[..., 0] * quantile).detach()
+        return x + ((value - fixed) * (-self.log_prob(x)).exp().detach())[..., None]
+
     def entropy(self) -> Tensor:
         """Differential entropy in nats, shape `batch`."""
         d = self.event_shape[0]
@@ -233,6 +252,10 @@ class MultivariateStudentT(Distribution):
         scale_tril = factor[..., m:, m:] * spread.sqrt()[..., None, None]
         return MultivariateStudentT(self.df + m, loc, scale_tril, validate_args=self._validate_args)
 
+    def _require_one_dimension(self, question: str) -> None:
+        if self.event_shape[0] != 1:
+            raise NotImplementedError(f"{question} is for one dimension, but there are {self.event_shape[0]}")
+
     def _indices(self, features: Any) -> Tensor:
         return validation.features(features, self.event_shape[0]).to(self.loc.device)
 
@@ -249,6 +272,15 @@ class MultivariateStudentT(Distribution):
 
     def _expand_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.expand(self._batch_shape + self._event_shape + self._event_shape)
+
+
+@register_kl(MultivariateStudentT, MultivariateStudentT)
+def _kl(p: MultivariateStudentT, q: MultivariateStudentT) -> Tensor:
+    """The closed form of two normals; that of others has none."""
+    if not (p.df.isinf().all() and q.df.isinf().all()):
+        raise NotImplementedError("the divergence of Student-t distributions has no closed form unless df is infinite")
+    normals = [MultivariateNormal(t.loc, scale_tril=t.scale_tril, validate_args=False) for t in (p, q)]
+    return kl_divergence(*normals)
 
 
 def _inverse_tril(factor: Tensor) -> Tensor:

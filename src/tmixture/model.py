@@ -18,11 +18,13 @@ from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
 from tmixture.conditioning import conditional
 from tmixture.criteria import information_criteria
 from tmixture.density import Density, View
+from tmixture.distributions import MultivariateStudentT
 from tmixture.frozen import Frozen
 from tmixture.missing import Observation, observe
-from tmixture.numerics import accumulation_dtype
+from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
-from tmixture.sampling import as_generator
+from tmixture.quantiles import mixture_icdf
+from tmixture.sampling import as_generator, draw_points
 from tmixture.state import MixtureState
 from tmixture.tails import tail_probability
 
@@ -172,21 +174,39 @@ class MixtureModel(MixtureState):
             completed = (self._joint(view).softmax(1)[:, :, None] * view.completed).sum(1) + view.origin
         return torch.where(view.observed, x.to(self._result_dtype), completed.to(self._result_dtype))
 
+    @of_any_size
+    def cdf(self, x: Tensor) -> Tensor:
+        """P(X ≤ x_i) of a mixture of one feature: (n, 1) → (n,), differentiable in x."""
+        fixed = validation.batch(x, 1).detach()
+        components, weights = self._in_one_dimension("cdf")
+        below = components.cdf(exact(fixed)[:, None]) @ weights
+        return below.to(self._result_dtype) + self.log_prob(fixed).exp() * (x - fixed)[:, 0]
+
+    def icdf(self, p: Tensor) -> Tensor:
+        """The x with P(X ≤ x) = p_i of a mixture of one feature: (n,) → (n, 1), differentiable in p."""
+        fixed = validation.probabilities(p).detach()
+        components, weights = self._in_one_dimension("icdf")
+        loc, scale = components.loc[:, 0], components.scale_tril[:, 0, 0]
+        x = mixture_icdf(exact(fixed), weights, loc, scale, components.df)[:, None].to(self._result_dtype)
+        return x + ((p - fixed) / self.log_prob(x).exp().detach())[:, None]
+
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | int | None = None) -> tuple[Tensor, Tensor]:
         """Draw n points (n, d) and the components (n,) that they come from; `generator` may be a seed."""
         self.require_fitted()
         generator = as_generator(validation.generator(generator))
         n = validation.positive_integer(n, "n")
-        parameters = self.snapshot().to(torch.device("cpu"))
-        component = torch.multinomial(parameters.weights.float(), n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.n_features, generator=generator, dtype=self._result_dtype)
-        dof = parameters.dof.to(noise)[component]
-        half = torch.where(dof.isinf(), 1.0, dof) / 2
-        precision = torch.where(dof.isinf(), 1.0, torch._standard_gamma(half, generator=generator) / half)
-        scaled = parameters.scale.to(noise.dtype).correlate(noise, component) / precision.sqrt()[:, None]
-        x = parameters.means.to(noise)[component] + scaled
-        return x.to(self.means.device), component.to(self.means.device)
+        component = torch.multinomial(self.weights.cpu().float(), n, replacement=True, generator=generator)
+        return self.sample_of(component, generator=generator), component.to(self.means.device)
+
+    @torch.no_grad()
+    def sample_of(self, component: Tensor, *, generator: torch.Generator | int | None = None) -> Tensor:
+        """Draw a point from each of these components: (n,) → (n, d); `generator` may be a seed."""
+        self.require_fitted()
+        generator = as_generator(validation.generator(generator))
+        component = validation.components(component, self.n_components).cpu()
+        points = draw_points(self.snapshot().to(torch.device("cpu")), component, self._result_dtype, generator)
+        return points.to(self.means.device)
 
     def marginal(self, features: Any) -> Self:
         """The mixture of some features alone, in the order given: a fitted mixture with these settings.
@@ -395,6 +415,18 @@ class MixtureModel(MixtureState):
     @property
     def _result_dtype(self) -> torch.dtype:
         return torch.promote_types(self.means.dtype, torch.float32)
+
+    @torch.no_grad()
+    def _in_one_dimension(self, question: str) -> tuple[MultivariateStudentT, Tensor]:
+        """The components and their weights (K,), in float64 where the device has it."""
+        self.require_fitted()
+        if self.n_features != 1:
+            raise ValueError(f"{question} is for mixtures of one feature, but n_features={self.n_features}")
+        matrices = exact(self.scales)
+        components = MultivariateStudentT(
+            exact(self.dof), exact(self.means), scale_matrix=matrices, validate_args=False
+        )
+        return components, exact(self.weights)
 
     def _labels(self, joint: Tensor) -> Tensor:
         """The best component of each row (n, K), or −1 if it is a background."""

@@ -1,4 +1,4 @@
-"""A uniform random sample of data that may only be read in chunks."""
+"""Random rows: a uniform sample of data that may only be read in chunks, and points of a mixture."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tmixture import distributed
 from tmixture.arrays import check_finite
 from tmixture.chunks import Chunk
 from tmixture.numerics import exact
+from tmixture.parameters import Parameters
 
 # Elements of the sample: 128 MB in float32.
 SAMPLE_ELEMENTS = 2**25
@@ -59,6 +60,18 @@ class Sample:
 def as_generator(value: torch.Generator | int | None) -> torch.Generator | None:
     """A generator as it is, or from a seed; None is torch's default generator."""
     return torch.Generator().manual_seed(value) if isinstance(value, int) else value
+
+
+def draw_points(
+    parameters: Parameters, component: Tensor, dtype: torch.dtype, generator: torch.Generator | None
+) -> Tensor:
+    """A point of each of these components (n,): (n, d), all on the CPU; x = μ + Σ^½·z/√u with u ~ Gamma(ν/2, ν/2)."""
+    noise = torch.randn(len(component), parameters.n_features, generator=generator, dtype=dtype)
+    dof = parameters.dof.to(noise)[component]
+    half = torch.where(dof.isinf(), 1.0, dof) / 2
+    precision = torch.where(dof.isinf(), 1.0, torch._standard_gamma(half, generator=generator) / half)
+    scaled = parameters.scale.to(dtype).correlate(noise, component) / precision.sqrt()[:, None]
+    return parameters.means.to(noise)[component] + scaled
 
 
 def sample_size(n_components: int, n_features: int) -> int:

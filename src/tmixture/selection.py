@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from tmixture import notices, validation
 from tmixture.chunks import Data
@@ -32,6 +33,7 @@ class Candidate:
         icl: the integrated completed likelihood.
         n_iter: number of M-steps.
         converged: whether the fit converged.
+        failure: why there is no fit; None if there is one. All numbers are NaN then.
     """
 
     n_components: int
@@ -43,6 +45,7 @@ class Candidate:
     icl: float
     n_iter: int
     converged: bool
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Selection:
     Attributes:
         best: the fitted mixture with the smallest criterion.
         criterion: the name of the criterion.
-        candidates: one entry per fitted mixture, in the order tried. `pandas.DataFrame(candidates)` works.
+        candidates: one entry per number and structure, in the order tried. `pandas.DataFrame(candidates)` works.
     """
 
     best: StudentTMixture
@@ -73,6 +76,9 @@ class Selection:
         for c in self.candidates:
             mark = " <- " + self.criterion if c is self.chosen else ""
             steps = f"{c.n_iter}{'' if c.converged else '+'}"
+            if c.failure:
+                lines.append(f"{c.n_components:6d} {c.covariance_type:>9} no fit: {c.failure}")
+                continue
             lines.append(
                 f"{c.n_components:6d} {c.covariance_type:>9} {c.log_likelihood:15.5f} {c.n_free_parameters:10d} "
                 f"{c.bic:14.1f} {c.aic:14.1f} {c.icl:14.1f} {steps:>9}{mark}"
@@ -93,8 +99,8 @@ def select_components(
 ) -> Selection:
     """Fit a mixture for each number of components, and choose by a criterion.
 
-    All arguments are checked before the first fit. Numbers of components for which there are too few rows are left out,
-    with a warning.
+    All arguments are checked before the first fit. Numbers of components for which there are too few rows have no fit,
+    and there is a warning. With a seed as `generator` all structures start from the same centres.
 
     Args:
         data: whatever `StudentTMixture.fit` takes.
@@ -104,7 +110,7 @@ def select_components(
         criterion: "bic", "aic" or "icl".
         covariance_type: the structure, or several to try with each number, such as `["full", "diag"]`.
         rank: of those structures that take one.
-        **settings: further arguments of `StudentTMixture`.
+        **settings: further arguments of `StudentTMixture`; `verbose=True` shows how many fits are left.
 
     Raises:
         ValueError: an argument is wrong, or there are too few rows for each of the numbers.
@@ -132,11 +138,12 @@ def select_components(
     best: StudentTMixture | None = None
     candidates: list[Candidate] = []
     too_few: dict[int, TooFewRowsError] = {}
-    for K, structure in pairs:
+    for K, structure in tqdm(pairs, desc="mixtures", disable=not settings.get("verbose")):
         try:
             mixture = unfitted(K, structure).fit(data, sample_weight)
         except TooFewRowsError as error:
             too_few[K] = error
+            candidates.append(_failed(K, structure, str(error)))
             continue
         candidates.append(_evaluate(mixture, data, sample_weight))
         if candidates[-1] is _smallest(candidates, criterion):
@@ -144,12 +151,18 @@ def select_components(
     if best is None:
         raise next(iter(too_few.values()))
     if too_few:
-        notices.warn(f"n_components={list(too_few)} left out: {list(too_few.values())[-1]}")
+        notices.warn(f"n_components={list(too_few)} have no fit: {list(too_few.values())[-1]}")
     return Selection(best, criterion, candidates)
 
 
 def _smallest(candidates: list[Candidate], criterion: Criterion) -> Candidate:
-    return min(candidates, key=lambda candidate: getattr(candidate, criterion))
+    fitted = [candidate for candidate in candidates if candidate.failure is None]
+    return min(fitted, key=lambda candidate: getattr(candidate, criterion))
+
+
+def _failed(n_components: int, structure: str, failure: str) -> Candidate:
+    unknown = float("nan")
+    return Candidate(n_components, structure, unknown, 0, unknown, unknown, unknown, 0, False, failure)
 
 
 def _evaluate(mixture: StudentTMixture, data: Data, sample_weight: Tensor | np.ndarray | None) -> Candidate:

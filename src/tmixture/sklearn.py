@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -28,7 +28,7 @@ FLOATS = [np.float64, np.float32]
 OWN = ("random_state", "weights_init", "precisions_init")
 
 
-class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
+class StudentTMixtureClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
     """`StudentTMixture` behind scikit-learn's conventions: arrays in, arrays out, settings checked in `fit`.
 
     Like `sklearn.mixture.GaussianMixture` it is a density estimator that can cluster, with one component by default.
@@ -207,6 +207,15 @@ class StudentTMixtureClusterer(DensityMixin, BaseEstimator):
         """Akaike's information criterion; smaller is better."""
         X = self._checked(X)
         return self.mixture_.aic(X)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Responsibilities (n, K) as features, for a pipeline; the same as `predict_proba`."""
+        return self.predict_proba(X)
+
+    @property
+    def _n_features_out(self) -> int:
+        """K, for `get_feature_names_out`."""
+        return self.mixture_.n_components
 
     def impute(self, X: Any) -> np.ndarray:
         """The rows with the regression on their other values in the place of NaN; with `allow_missing=True`."""

@@ -97,6 +97,22 @@ def probability(value: Any, name: str) -> float:
     return float(value)
 
 
+def probabilities(value: Any) -> Tensor:
+    """Floating-point numbers (n,) in (0, 1)."""
+    p = as_tensor(value, "p")
+    if p.dim() != 1 or not p.is_floating_point() or not bool(((p > 0) & (p < 1)).all()):
+        raise ValueError(f"p must be probabilities (n,) in (0, 1), got {value!r}")
+    return p
+
+
+def components(value: Any, n_components: int) -> Tensor:
+    """Numbers (n,) of components."""
+    numbers = as_tensor(value, "component").detach()
+    if numbers.dim() != 1 or numbers.is_floating_point() or not bool(((numbers >= 0) & (numbers < n_components)).all()):
+        raise ValueError(f"component must be integers (n,) in 0 … {n_components - 1}, got {value!r}")
+    return numbers.long()
+
+
 def known_values(value: Any, n_known: int, n_features: int) -> Tensor:
     """Values (…, m) of m features, which leave at least one of d."""
     if n_known == n_features:

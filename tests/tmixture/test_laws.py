@@ -21,9 +21,9 @@ modes = {"structure": st.sampled_from(STRUCTURES), "learn_dof": st.sampled_from(
 def transformation(structure, d, rng):
     """A linear map of the group under which the structure is closed."""
     rotation, _ = np.linalg.qr(rng.normal(size=(d, d)))
-    if structure == "spherical":
+    if structure in ("spherical", "tied_spherical"):
         return rng.uniform(0.1, 10) * rotation
-    if structure in ("diag", "lowrank"):
+    if structure in ("diag", "tied_diag", "lowrank"):
         return np.diag(rng.uniform(0.1, 10, d) * rng.choice([-1, 1], d))[rng.permutation(d)]
     return rotation @ np.diag(rng.uniform(0.2, 5, d)) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
 

@@ -88,10 +88,12 @@ def test_integer_weights_count_as_repeated_rows(blobs):
 
 def test_numbers_above_that_of_rows_cost_no_other_fit(blobs):
     few = torch.cat([blobs[:20], blobs[150:170]])
-    with pytest.warns(RuntimeWarning, match=r"n_components=\[41, 80\] left out: data has 40 rows") as caught:
+    with pytest.warns(RuntimeWarning, match=r"n_components=\[41, 80\] have no fit: data has 40 rows") as caught:
         selection = select_components(few, [1, 41, 2, 80], 2, generator=0)
     assert [warning.filename for warning in caught] == [__file__]
-    assert [candidate.n_components for candidate in selection.candidates] == [1, 2]
+    assert [candidate.n_components for candidate in selection.candidates] == [1, 41, 2, 80]
+    assert [candidate.failure is None for candidate in selection.candidates] == [True, False, True, False]
+    assert "    41      diag no fit: data has 40 rows" in repr(selection)
     assert selection.best.score(few) == pytest.approx(selection.chosen.log_likelihood)
     with pytest.raises(ValueError, match="n_components=41 needs at least as many"):
         select_components(few, [41, 80], 2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
@@ -309,6 +310,15 @@ def test_a_prior_and_a_background_are_passed_on():
     assert estimator.mixture_.prior == Prior(scale_rows=2.0)
     with pytest.raises(ValueError, match="background=True, but it is False now"):
         estimator.set_params(warm_start=True, background=False).fit(far)
+
+
+def test_responsibilities_are_features_of_a_pipeline():
+    X, labels = blobs()
+    pipeline = make_pipeline(StudentTMixtureClusterer(3, random_state=0), LogisticRegression()).fit(X, labels)
+    assert pipeline.score(X, labels) > 0.9
+    mixture = pipeline[0]
+    np.testing.assert_array_equal(mixture.transform(X), mixture.predict_proba(X))
+    assert mixture.get_feature_names_out()[2] == "studenttmixtureclusterer2"
 
 
 def test_missing_values_are_taken_if_it_is_said():
