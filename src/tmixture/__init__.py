@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tmixture.diagnostics import ConvergenceWarning
+    from tmixture.directional import DirectionalMixture
     from tmixture.distributions import MultivariateStudentT
     from tmixture.divergence import component_divergence, mixture_divergence
     from tmixture.merging import merge_components
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceWarning",
+    "DirectionalMixture",
     "MultivariateStudentT",
     "PowerDecay",
     "Prior",
@@ -32,6 +34,7 @@ __all__ = [
 # Where each name is defined. It is imported when it is first used: `tmixture --help` must not wait for torch.
 _HOMES = {
     "ConvergenceWarning": "diagnostics",
+    "DirectionalMixture": "directional",
     "MultivariateStudentT": "distributions",
     "PowerDecay": "step_sizes",
     "Prior": "priors",

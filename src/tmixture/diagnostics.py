@@ -26,6 +26,17 @@ def features_lost_to_rounding(parameters: Parameters, dtype: torch.dtype) -> lis
     return (error > ROUNDING_TOLERANCE * deviation).any(0).nonzero()[:, 0].tolist()
 
 
+def warn_of_no_convergence(tol: float, max_iter: int) -> None:
+    """Warn of a fit that ended at `max_iter`, unless that was asked for."""
+    if tol > 0 and max_iter > 0:
+        warn(
+            f"EM did not converge to tol={tol:g} in max_iter={max_iter} iterations: raise either of "
+            "them, or go on from here by another fit with warm_start=True (see tmixture.plot.history; tol=0 runs "
+            "max_iter iterations without this warning)",
+            ConvergenceWarning,
+        )
+
+
 def warn_about(fit: Fit, rules: Rules, dtype: torch.dtype, *, tol: float, max_iter: int) -> None:
     """Warn of what is worth knowing about a finished fit.
 
@@ -50,13 +61,8 @@ def warn_about(fit: Fit, rules: Rules, dtype: torch.dtype, *, tol: float, max_it
             f"features {rounded[:10]} lie so far from zero that means in {dtype} miss them by more than "
             f"{ROUNDING_TOLERANCE:g} standard deviations: centre the features, or use dtype=torch.float64."
         )
-    if not fit.step.converged and tol > 0 and max_iter > 0:
-        warn(
-            f"EM did not converge to tol={tol:g} in max_iter={max_iter} iterations: raise either of "
-            "them, or go on from here by another fit with warm_start=True (see tmixture.plot.history; tol=0 runs "
-            "max_iter iterations without this warning)",
-            ConvergenceWarning,
-        )
+    if not fit.step.converged:
+        warn_of_no_convergence(tol, max_iter)
     if not rules.learn_dof:
         return
     dof, (low, high) = fit.step.parameters.dof, rules.dof_bounds

@@ -16,7 +16,9 @@ from torch import Tensor
 from tmixture.priors import Prior
 from tmixture.step_sizes import PowerDecay
 
-FORMAT = "tmixture.StudentTMixture/1"
+# What is in a file, by the name of its class.
+FORMAT = "tmixture.{}/1"
+MIXTURE = "StudentTMixture"
 
 
 def encoded(settings: dict[str, Any]) -> dict[str, Any]:
@@ -47,13 +49,15 @@ def write(
     tensors: dict[str, Tensor],
     settings: dict[str, Any],
     record: dict[str, Any],
-    origin: dict[str, Any] | None,
+    origin: dict[str, Any] | None = None,
+    *,
+    kind: str = MIXTURE,
 ) -> None:
     """Write the file under a temporary name and move it into place, so that it is whole or not there."""
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "settings": json.dumps(settings), "record": json.dumps(record)}
+    metadata = {"format": FORMAT.format(kind), "settings": json.dumps(settings), "record": json.dumps(record)}
     if origin is not None:
         metadata["origin"] = json.dumps(origin)
     try:
@@ -67,7 +71,7 @@ def is_mixture(path: str | os.PathLike[str]) -> bool:
     """Whether a file is one that `StudentTMixture.save` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+            return (file.metadata() or {}).get("format") == FORMAT.format(MIXTURE)
     except SafetensorError:
         return False
 
@@ -78,23 +82,23 @@ def origin(path: str | os.PathLike[str]) -> dict[str, Any]:
         return json.loads(file.metadata().get("origin", "{}"))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+def read(path: str | os.PathLike[str], kind: str = MIXTURE) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """The tensors, the plain settings and the record of a file.
 
     Raises:
-        ValueError: the file was not written by `StudentTMixture.save`.
+        ValueError: the file was not written by the method `save` of this kind of mixture.
     """
     if os.path.isdir(path):
-        raise ValueError(f"{path} holds no StudentTMixture: it is a folder")
+        raise ValueError(f"{path} holds no {kind}: it is a folder")
     try:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} holds no StudentTMixture: it is no whole safetensors file ({error})") from error
+        raise ValueError(f"{path} holds no {kind}: it is no whole safetensors file ({error})") from error
     with opened as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != FORMAT.format(kind):
             raise ValueError(
-                f"{path} holds no StudentTMixture: its format is {metadata.get('format')!r}, not {FORMAT!r}"
+                f"{path} holds no {kind}: its format is {metadata.get('format')!r}, not {FORMAT.format(kind)!r}"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors, json.loads(metadata["settings"]), json.loads(metadata["record"])

@@ -155,7 +155,15 @@ class TooFewRowsError(ValueError):
 def rows_to_start_from(
     chunks: Chunks, n_components: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
 ) -> Sample:
-    """The rows that initialisation works on, the same in all processes that share their data.
+    """The rows that initialisation works on: `random_sample` without gaps and stray rows."""
+    sample = random_sample(chunks, n_components, dtype, generator, shared=shared)
+    return without_stray_rows(completed(sample, COMPLETE_ROWS * n_components), n_components)
+
+
+def random_sample(
+    chunks: Chunks, n_components: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
+) -> Sample:
+    """A sample of the rows, enough of them for a start, the same in all processes that share their data.
 
     Raises:
         TooFewRowsError: there are fewer rows than components.
@@ -168,7 +176,7 @@ def rows_to_start_from(
         raise TooFewRowsError(
             f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
         )
-    return without_stray_rows(completed(sample, COMPLETE_ROWS * n_components), n_components)
+    return sample
 
 
 def start(
