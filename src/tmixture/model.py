@@ -18,12 +18,12 @@ from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
 from tmixture.conditioning import conditional
 from tmixture.criteria import information_criteria
 from tmixture.density import Density, View
-from tmixture.distributions import MultivariateStudentT
 from tmixture.frozen import Frozen
 from tmixture.missing import Observation, observe
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
-from tmixture.quantiles import mixture_icdf
+from tmixture.pathwise import moving_with
+from tmixture.quantiles import MixtureOnALine
 from tmixture.sampling import as_generator, draw_points
 from tmixture.state import MixtureState
 from tmixture.tails import tail_probability
@@ -178,16 +178,13 @@ class MixtureModel(MixtureState):
     def cdf(self, x: Tensor) -> Tensor:
         """P(X ≤ x_i) of a mixture of one feature: (n, 1) → (n,), differentiable in x."""
         fixed = validation.batch(x, 1).detach()
-        components, weights = self._in_one_dimension("cdf")
-        below = components.cdf(exact(fixed)[:, None]) @ weights
-        return below.to(self._result_dtype) + self.log_prob(fixed).exp() * (x - fixed)[:, 0]
+        below = self._line("cdf").cdf(exact(fixed)[:, 0]).to(self._result_dtype)
+        return below + self.log_prob(fixed).exp() * (x - fixed)[:, 0]
 
     def icdf(self, p: Tensor) -> Tensor:
         """The x with P(X ≤ x) = p_i of a mixture of one feature: (n,) → (n, 1), differentiable in p."""
         fixed = validation.probabilities(p).detach()
-        components, weights = self._in_one_dimension("icdf")
-        loc, scale = components.loc[:, 0], components.scale_tril[:, 0, 0]
-        x = mixture_icdf(exact(fixed), weights, loc, scale, components.df)[:, None].to(self._result_dtype)
+        x = self._line("icdf").icdf(exact(fixed)).to(self._result_dtype)[:, None]
         return x + ((p - fixed) / self.log_prob(x).exp().detach())[:, None]
 
     @torch.no_grad()
@@ -207,6 +204,14 @@ class MixtureModel(MixtureState):
         component = validation.components(component, self.n_components).cpu()
         points = draw_points(self.snapshot().to(torch.device("cpu")), component, self._result_dtype, generator)
         return points.to(self.means.device)
+
+    def rsample(self, n: int, *, generator: torch.Generator | int | None = None) -> Tensor:
+        """Draw n points (n, d) through which gradients pass to weights, means and scales, but not to ν.
+
+        For parameters that are trained (`train_by_gradients`): a point moves as they do, and from one component to
+        another where weights change (implicit reparameterization, Figurnov et al. 2018). It takes time in d².
+        """
+        return moving_with(self.snapshot(), self.sample(n, generator=generator)[0])
 
     def marginal(self, features: Any) -> Self:
         """The mixture of some features alone, in the order given: a fitted mixture with these settings.
@@ -416,17 +421,12 @@ class MixtureModel(MixtureState):
     def _result_dtype(self) -> torch.dtype:
         return torch.promote_types(self.means.dtype, torch.float32)
 
-    @torch.no_grad()
-    def _in_one_dimension(self, question: str) -> tuple[MultivariateStudentT, Tensor]:
-        """The components and their weights (K,), in float64 where the device has it."""
+    def _line(self, question: str) -> MixtureOnALine:
         self.require_fitted()
         if self.n_features != 1:
             raise ValueError(f"{question} is for mixtures of one feature, but n_features={self.n_features}")
-        matrices = exact(self.scales)
-        components = MultivariateStudentT(
-            exact(self.dof), exact(self.means), scale_matrix=matrices, validate_args=False
-        )
-        return components, exact(self.weights)
+        parts = (self.weights, self.means[:, 0], self.scales[:, 0, 0].sqrt(), self.dof)
+        return MixtureOnALine(*(exact(part.detach()) for part in parts))
 
     def _labels(self, joint: Tensor) -> Tensor:
         """The best component of each row (n, K), or −1 if it is a background."""
