@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from tmixture.directional import DirectionalMixture
     from tmixture.distributions import MultivariateStudentT
     from tmixture.divergence import component_divergence, mixture_divergence
+    from tmixture.lowrank_student_t import LowRankMultivariateStudentT
     from tmixture.merging import merge_components
     from tmixture.mixture import StudentTMixture
     from tmixture.priors import Prior
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvergenceWarning",
     "DirectionalMixture",
+    "LowRankMultivariateStudentT",
     "MultivariateStudentT",
     "PowerDecay",
     "Prior",
@@ -35,6 +37,7 @@ __all__ = [
 _HOMES = {
     "ConvergenceWarning": "diagnostics",
     "DirectionalMixture": "directional",
+    "LowRankMultivariateStudentT": "lowrank_student_t",
     "MultivariateStudentT": "distributions",
     "PowerDecay": "step_sizes",
     "Prior": "priors",

@@ -135,7 +135,7 @@ class MultivariateStudentT(Distribution):
     @property
     def mean(self) -> Tensor:
         """`loc`, or nan where `df <= 1`: the mean does not exist there."""
-        return torch.where(self.df.unsqueeze(-1) > 1, self.loc, math.nan)
+        return mean_where_it_exists(self.df, self.loc)
 
     @property
     def mode(self) -> Tensor:
@@ -145,7 +145,7 @@ class MultivariateStudentT(Distribution):
     @property
     def variance(self) -> Tensor:
         """Diagonal of `covariance_matrix`, shape `(*batch, d)`."""
-        return self._times_variance_factor(self._unbroadcasted_scale_tril.square().sum(-1), event_dims=1)
+        return scaled_to_covariance(self.df, self._unbroadcasted_scale_tril.square().sum(-1), event_dims=1)
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -153,12 +153,12 @@ class MultivariateStudentT(Distribution):
 
         Every entry is inf where `1 < df <= 2` and nan where `df <= 1`, as in `torch.distributions.StudentT`.
         """
-        return self._times_variance_factor(self.scale_matrix, event_dims=2)
+        return scaled_to_covariance(self.df, self.scale_matrix, event_dims=2)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws `loc + L·z/√u`, z standard normal and u ~ Gamma(df/2, df/2); differentiable in every parameter."""
         z = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-        is_infinite, df = _split_infinite(self.df)
+        is_infinite, df = split_infinite(self.df)
         u = Gamma(df / 2, df / 2, validate_args=False).rsample(sample_shape)
         u = torch.where(is_infinite, torch.ones_like(u), u)
         return self.loc + _batch_mv(self._unbroadcasted_scale_tril, z) * u.rsqrt().unsqueeze(-1)
@@ -167,11 +167,8 @@ class MultivariateStudentT(Distribution):
         """Log-density of `value`, shape `(*sample, *batch, d)`, as `(*sample, *batch)`."""
         if self._validate_args:
             self._validate_sample(value)
-        d = self.event_shape[0]
-        is_infinite, df = _split_infinite(self.df)
         delta = _batch_mahalanobis(self._unbroadcasted_scale_tril, value - self.loc)
-        kernel = torch.where(is_infinite, delta, (df + d) * torch.log1p(delta / df))
-        return self._log_density_at_loc().to(self.loc.dtype) - 0.5 * kernel
+        return self._log_density_at_loc().to(self.loc.dtype) + log_kernel(delta, self.df, self.event_shape[0])
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(X ≤ value) in one dimension, `(*sample, *batch, 1)` to `(*sample, *batch)`; differentiable in the value."""
@@ -193,13 +190,7 @@ class MultivariateStudentT(Distribution):
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats, shape `batch`."""
-        d = self.event_shape[0]
-        is_infinite, df = _split_infinite(self.df)
-        z, h = _wide(df) / 2, d / 2
-        digamma_difference = torch.log1p(h / z) + digamma_remainder(z + h) - digamma_remainder(z)
-        expected_kernel = (z + h) * digamma_difference
-        expected_kernel = torch.where(is_infinite, d / 2, expected_kernel)
-        return (expected_kernel - self._log_density_at_loc()).to(self.loc.dtype)
+        return student_entropy(self.df, self.event_shape[0], self._log_density_at_loc()).to(self.loc.dtype)
 
     def marginal(self, features: Any) -> MultivariateStudentT:
         """The distribution of some features alone, in the order given: with the same `df`.
@@ -247,7 +238,7 @@ class MultivariateStudentT(Distribution):
         factor = torch.linalg.cholesky(rows @ rows.mT)
         whitened = _product(_inverse_tril(factor[..., :m, :m]), values - self.loc[..., given])
         loc = self.loc[..., others] + _product(factor[..., m:, :m], whitened)
-        is_infinite, df = _split_infinite(self.df)
+        is_infinite, df = split_infinite(self.df)
         spread = torch.where(is_infinite, 1.0, (df + whitened.square().sum(-1)) / (df + m))
         scale_tril = factor[..., m:, m:] * spread.sqrt()[..., None, None]
         return MultivariateStudentT(self.df + m, loc, scale_tril, validate_args=self._validate_args)
@@ -263,12 +254,6 @@ class MultivariateStudentT(Distribution):
         """The part of the log-density that no value changes, in float64."""
         half_log_det = _wide(self._unbroadcasted_scale_tril).diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return log_normalizer(_wide(self.df), self.event_shape[0]) - half_log_det
-
-    def _times_variance_factor(self, scales: Tensor, event_dims: int) -> Tensor:
-        is_infinite, df = _split_infinite(self.df[(...,) + (None,) * event_dims])
-        undefined = torch.where(df > 1, math.inf, math.nan).to(df.dtype)
-        varying = torch.where(df > 2, scales * (df / (df - 2)), undefined)
-        return torch.where(is_infinite, scales, varying)
 
     def _expand_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.expand(self._batch_shape + self._event_shape + self._event_shape)
@@ -299,7 +284,35 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def _split_infinite(df: Tensor) -> tuple[Tensor, Tensor]:
+def log_kernel(delta: Tensor, df: Tensor, d: int) -> Tensor:
+    """The part of the log-density that δ changes: `−(df+d)/2·log1p(δ/df)`, and its limit `−δ/2`."""
+    is_infinite, df = split_infinite(df)
+    return -0.5 * torch.where(is_infinite, delta, (df + d) * torch.log1p(delta / df))
+
+
+def student_entropy(df: Tensor, d: int, log_density_at_loc: Tensor) -> Tensor:
+    """Differential entropy in nats, in float64 where the device has it."""
+    is_infinite, df = split_infinite(df)
+    z, h = _wide(df) / 2, d / 2
+    digamma_difference = torch.log1p(h / z) + digamma_remainder(z + h) - digamma_remainder(z)
+    expected_kernel = (z + h) * digamma_difference
+    return torch.where(is_infinite, d / 2, expected_kernel) - log_density_at_loc
+
+
+def mean_where_it_exists(df: Tensor, loc: Tensor) -> Tensor:
+    """`loc`, or nan where `df <= 1`."""
+    return torch.where(df.unsqueeze(-1) > 1, loc, math.nan)
+
+
+def scaled_to_covariance(df: Tensor, scales: Tensor, event_dims: int) -> Tensor:
+    """Scales, with so many dimensions of an event, times `df/(df−2)`: inf where that is, and nan where `df <= 1`."""
+    is_infinite, df = split_infinite(df[(...,) + (None,) * event_dims])
+    undefined = torch.where(df > 1, math.inf, math.nan).to(df.dtype)
+    varying = torch.where(df > 2, scales * (df / (df - 2)), undefined)
+    return torch.where(is_infinite, scales, varying)
+
+
+def split_infinite(df: Tensor) -> tuple[Tensor, Tensor]:
     """Where `df` is infinite, and `df` with 1 there: inf makes nan gradients even in an unused branch."""
     is_infinite = torch.isinf(df)
     return is_infinite, torch.where(is_infinite, torch.ones_like(df), df)
@@ -311,7 +324,7 @@ def log_normalizer(df: Tensor, d: int | Tensor) -> Tensor:
     Accurate to the rounding of `df`'s dtype (use float64) for every `df`: Stirling's main terms are subtracted on
     paper, because the difference of two huge log-gammas has no digits left.
     """
-    is_infinite, df = _split_infinite(df)
+    is_infinite, df = split_infinite(df)
     z, h = df / 2, d / 2
     upper, lower = log_gamma_remainder(torch.stack([z + h, z])).unbind()
     gamma_ratio = (z + h - 0.5) * torch.log1p(h / z) - h + upper - lower
