@@ -1,6 +1,7 @@
 """Priors on weights, means and scales: closed forms, scipy's densities, and the objective that EM raises."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +85,35 @@ def test_history_is_the_log_posterior_and_rises(structure, learn_dof, scale_upda
     mixture = from_model(start, structure, **settings).fit(x)
     assert np.diff(mixture.history_).min() >= -1e-9
     assert mixture.history_[-1] == pytest.approx(objective(mixture, x, PRIOR, structure), abs=1e-8)
+
+
+def test_it_is_the_default_prior_of_mclust():
+    """EM with the M-step of Fraley & Raftery (2007, Section 3 and Table 1), κ = 0.01 and ν = d + 2, in loops."""
+    x = np.loadtxt(Path(__file__).parents[1] / "data" / "faithful.csv", delimiter=",", skiprows=1)
+    (n, d), K = x.shape, 3
+    mean, kappa, nu = x.mean(0), 0.01, d + 2
+    scale = np.cov(x.T) / K ** (2 / d)
+    weights, means = np.full(K, 1 / K), x[[0, 1, 90]].copy()
+    covariances = np.repeat(np.cov(x.T)[None], K, axis=0)
+    start = naive.Model(weights, means, covariances, np.full(K, INF))
+    for _ in range(200):
+        densities = [stats.multivariate_normal(means[k], covariances[k]).logpdf(x) for k in range(K)]
+        joint = np.log(weights) + np.stack(densities, axis=1)
+        r = np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None])
+        rows = r.sum(0)
+        weights = rows / n
+        for k in range(K):
+            centre = r[:, k] @ x / rows[k]
+            within = (r[:, k, None] * (x - centre)).T @ (x - centre)
+            off = np.outer(centre - mean, centre - mean)
+            means[k] = (rows[k] * centre + kappa * mean) / (rows[k] + kappa)
+            pull = kappa * rows[k] / (kappa + rows[k])
+            covariances[k] = (scale + pull * off + within) / (nu + rows[k] + d + 2)
+    rows_of_scale = nu + d + 2
+    prior = Prior(mean_rows=kappa, scale_rows=rows_of_scale, mean=mean, scale=scale / rows_of_scale)
+    mixture = from_model(start, "full", prior=prior, max_iter=200).fit(torch.as_tensor(x))
+    expected = naive.Model(weights, means, covariances, np.full(K, INF))
+    assert_same_parameters(mixture, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("structure", CLOSED_FORM)
