@@ -58,7 +58,11 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--components", "-k", type=int, required=True, help="number of components")
     fit.add_argument("--dof", type=float, default=4.0, help="degrees of freedom; inf is Gaussian")
     fit.add_argument("--learn-dof", choices=("shared", "component"), help="learn them")
-    fit.add_argument("--covariance", default="diag", help="diag, full, tied, spherical or lowrank scales")
+    fit.add_argument(
+        "--covariance",
+        default="diag",
+        help="diag, full, spherical or lowrank scales, or tied, tied_diag, tied_spherical: one for all",
+    )
     fit.add_argument("--rank", type=int, help="of lowrank scales")
     fit.add_argument("--reg-covar", type=number_or_auto, default="auto", help="added to the variances")
     fit.add_argument("--normalize", action="store_true", help="divide each row by its norm, in predict as well")
@@ -66,11 +70,13 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--n-init", type=int, default=1, help="starts, of which the best after ten iterations goes on")
     fit.add_argument("--max-iter", type=int, default=100, help="most EM iterations")
     fit.add_argument("--tol", type=float, default=1e-4, help="nats per row that may be left to gain")
+    fit.add_argument("--background", action="store_true", help="the last component takes rows that belong nowhere")
+    fit.add_argument("--allow-missing", action="store_true", help="NaN says that a value is missing")
     fit.add_argument("--max-candidates", type=int, help="components that a row is compared with; all by default")
     fit.add_argument("--chunk-size", type=int, help="rows worked on at a time")
     fit.add_argument("--seed", type=int, default=0, help="of the start")
 
-    predict = add("predict", "Write label, confidence and outlier weight of each row to NAME.clusters.npy.")
+    predict = add("predict", "Write label (-1 for a background), confidence and outlier weight to NAME.clusters.npy.")
     predict.add_argument("mixture", type=Path, help="what fit has written")
     predict.add_argument("embeddings", nargs="+", type=Path, help="files or folders")
     predict.add_argument("--output-dir", type=Path, help="where to write; next to each file by default")

@@ -33,7 +33,8 @@ def fit(arguments: argparse.Namespace) -> None:
     """Fit a mixture, going on from a checkpoint if there is one."""
     output: Path = arguments.output
     checkpoint = output.with_name(output.name + ".checkpoint")
-    data = Shards(_inputs(arguments), arguments.name, title="fit", normalize=arguments.normalize)
+    how = {"normalize": arguments.normalize, "allow_missing": arguments.allow_missing}
+    data = Shards(_inputs(arguments), arguments.name, title="fit", **how)
     origin = {"normalize": arguments.normalize, "files": [_stamp(path) for path in data.paths]}
     mixture = StudentTMixture(
         arguments.components,
@@ -47,6 +48,8 @@ def fit(arguments: argparse.Namespace) -> None:
         n_init=arguments.n_init,
         max_iter=arguments.max_iter,
         tol=arguments.tol,
+        background=arguments.background,
+        allow_missing=arguments.allow_missing,
         max_candidates=arguments.max_candidates,
         chunk_size=arguments.chunk_size,
         generator=arguments.seed,
@@ -135,7 +138,8 @@ def predict(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{inputs[outputs.index(output)]} and {inputs[i]} would both be written to {output}")
     # All inputs are looked at before the first is worked on.
     normalize = files.origin(arguments.mixture).get("normalize", False)
-    data = [Shards([path], arguments.name, mixture.n_features, path.name, normalize=normalize) for path in inputs]
+    how = {"normalize": normalize, "allow_missing": mixture.allow_missing}
+    data = [Shards([path], arguments.name, mixture.n_features, path.name, **how) for path in inputs]
     parameters = [tensor.cpu().numpy().tobytes() for tensor in mixture.snapshot().tensors().values()]
     fingerprint = hashlib.sha256(b"".join(parameters)).hexdigest()
     todo = []
@@ -193,10 +197,12 @@ def _write_rows(mixture: StudentTMixture, data: Shards, path: Path) -> None:
     device = mixture.means.device
     size = mixture.chunk_size or chunk_size(mixture.n_components, mixture.n_features)
     start = 0
-    for chunk in Chunks(data, mixture.n_features, device, size):
+    for chunk in Chunks(data, mixture.n_features, device, size, allow_missing=mixture.allow_missing):
         rows = written[start : start + len(chunk.x)]
         confidence, label = mixture(chunk.x).max(1)
         outlier_weight = mixture.outlier_weights(chunk.x).gather(1, label[:, None])[:, 0]
+        if mixture.background:
+            label = torch.where(label == mixture.n_components - 1, -1, label)
         rows["label"], rows["confidence"] = label.cpu(), confidence.cpu()
         rows["outlier_weight"] = outlier_weight.cpu()
         start += len(chunk.x)

@@ -35,13 +35,14 @@ class Shards:
         n_features: width that the rows must have; that of the first file if None.
         title: of the progress bar.
         normalize: whether to divide each row by its norm.
+        allow_missing: whether NaN may stand for a value.
 
     Attributes:
         lengths: rows of each file.
         n_features: d.
 
     Raises:
-        ValueError: a file cannot be read or does not hold rows of this width.
+        ValueError: a file cannot be read or does not hold rows of this width; or rows with gaps are to be normalised.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class Shards:
         title: str = "rows",
         *,
         normalize: bool = False,
+        allow_missing: bool = False,
     ) -> None:
+        if normalize and allow_missing:
+            raise ValueError("rows of which values are missing have no norm to be divided by")
         self.paths, self.name, self.title, self.normalize = paths, name, title, normalize
+        self.allow_missing = allow_missing
         shapes = [open_rows(path, name).shape for path in paths]
         self.n_features = int(shapes[0][1]) if n_features is None else n_features
         for path, (length, width) in zip(paths, shapes):
@@ -75,7 +80,7 @@ class Shards:
                 for start in range(0, len(rows), BLOCK_ROWS):
                     block = as_tensor(rows[start : start + BLOCK_ROWS], str(path))
                     if not self._is_checked:
-                        check_finite(block, start, str(path))
+                        check_finite(block, start, str(path), allow_missing=self.allow_missing)
                     yield normalize(exact(block), dim=1).float() if self.normalize else block
                     bar.update(len(block))
         self._is_checked = True

@@ -186,3 +186,20 @@ def test_as_a_program(folder):
     failed = subprocess.run([*program, "fit", folder / "x.npy", "-k3", "-o", path], capture_output=True, text=True)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == f"tmixture: error: {folder / 'x.npy'} does not exist\n"
+
+
+def test_a_background_and_missing_values(folder, capsys):
+    x = np.load(folder / "a.npy").astype(np.float64)
+    x[::5] = 40 * np.random.default_rng(0).normal(size=x[::5].shape)
+    x[1::7, 0] = np.nan
+    np.save(folder / "a.npy", x)
+    assert fit_in(folder, "--background")[1] == 2
+    assert "holds nan in column 0" in capsys.readouterr().err
+    assert fit_in(folder, "--normalize", "--allow-missing")[1] == 2
+    assert "have no norm" in capsys.readouterr().err
+    path, status = fit_in(folder, "--background", "--allow-missing")
+    assert status == run("predict", path, folder / "a.npy") == 0
+    mixture, clusters = StudentTMixture.load(path), np.load(folder / "a.clusters.npy")
+    np.testing.assert_array_equal(clusters["label"], mixture.predict(x))
+    assert (clusters["label"][::5] == -1).mean() > 0.7
+    np.testing.assert_allclose(clusters["confidence"], mixture(torch.as_tensor(x)).amax(1), rtol=1e-5)
