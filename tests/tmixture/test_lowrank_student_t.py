@@ -68,4 +68,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="cov_diag"):
         LowRankMultivariateStudentT(4.0, torch.zeros(3), torch.ones(3, 1), -torch.ones(3))
     with pytest.raises(ValueError, match="df"):
-        LowRankMultivariateStudentT(-1.0, torch.zeros(3), torch.ones(3, 1), torch.ones(3))
+        LowRankMultivariateStudentT(-1.0, torch.zeros(3), torch.ones(3, 1), torch.ones(3), validate_args=True)
