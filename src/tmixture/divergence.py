@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tmixture import validation
+from tmixture.directional import DirectionalMixture
 from tmixture.model import MixtureModel
 from tmixture.numerics import exact
 from tmixture.sampling import as_generator
@@ -55,7 +56,11 @@ def component_divergence(
 
 @torch.no_grad()
 def mixture_divergence(
-    one: MixtureModel, other: MixtureModel, *, n: int = 10_000, generator: torch.Generator | int | None = None
+    one: MixtureModel | DirectionalMixture,
+    other: MixtureModel | DirectionalMixture,
+    *,
+    n: int = 10_000,
+    generator: torch.Generator | int | None = None,
 ) -> Divergence:
     """The Jensen–Shannon divergence of two mixtures, in nats: 0 if they are the same, at most log 2.
 
@@ -63,18 +68,20 @@ def mixture_divergence(
     they say of rows: neither the order of their components, nor their number, nor their structures matter.
 
     Args:
-        one: fitted.
+        one: fitted; also a `DirectionalMixture`, beside another one.
         other: fitted, with as many features.
         n: rows drawn from each.
         generator: source of randomness, or a seed.
     """
     n, generator = validation.positive_integer(n, "n"), as_generator(validation.generator(generator))
+    if isinstance(one, DirectionalMixture) != isinstance(other, DirectionalMixture):
+        raise ValueError("a density on the sphere cannot be compared with one around it")
     if one.n_features != other.n_features:
         raise ValueError(f"other has {other.n_features} features, but one has {one.n_features}")
     halves = []
     for drawn, beside in ((one, other), (other, one)):
         x = drawn.sample(n, generator=generator)[0]
-        own, its = exact(drawn.log_prob(x)).cpu(), exact(beside.log_prob(x.to(beside.means.device))).cpu()
+        own, its = exact(drawn.log_prob(x)).cpu(), exact(beside.log_prob(x.to(beside.weights.device))).cpu()
         halves.append(own - torch.logaddexp(own, its) + math.log(2))
     terms = torch.stack(halves)
     return Divergence(terms.mean().clamp(min=0), (terms.var(1).sum() / n).sqrt() / 2)

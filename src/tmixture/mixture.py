@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from tmixture import candidates, diagnostics, fitting, initialization, sampling, streaming, validation
 from tmixture.chunks import Chunks, Data, check_stream_weights, unit_of
-from tmixture.frozen import Frozen, checked_parts, require_values
+from tmixture.frozen import Frozen, require_values
 from tmixture.known import KnownRows, anchored
 from tmixture.maximization import Rules
 from tmixture.model import MixtureModel
@@ -159,7 +159,7 @@ class StudentTMixture(MixtureModel):
             rank=rank,
             learn_dof=learn_dof,
             component_labels=validation.component_labels(component_labels, K, background=background),
-            frozen=checked_parts(frozen, K, shared_scale=not structure.per_component),
+            frozen=frozen,
             background=validation.background(background, K, structure),
             allow_missing=allow_missing,
             chunk_size=None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size"),

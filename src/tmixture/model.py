@@ -49,7 +49,7 @@ class MixtureModel(MixtureState):
         rank: int | None,
         learn_dof: Literal[False, "shared", "component"],
         component_labels: list[int] | None,
-        frozen: dict[str, list[bool]] | None,
+        frozen: Any,
         background: bool,
         allow_missing: bool,
         chunk_size: int | None,
@@ -153,10 +153,7 @@ class MixtureModel(MixtureState):
     def outlier_probability(self, x: Tensor) -> Tensor:
         """How likely it is that x_i belongs to the background: (n, d) → (n,), its responsibility, differentiable."""
         if not self.background:
-            raise ValueError(
-                "outlier_probability needs a mixture with background=True; `tail_probability` tells of any mixture how "
-                "far out a row lies"
-            )
+            raise ValueError("outlier_probability needs a mixture with background=True; see also `tail_probability`")
         return self(x)[:, -1]
 
     @of_any_size
@@ -177,13 +174,15 @@ class MixtureModel(MixtureState):
     @of_any_size
     def cdf(self, x: Tensor) -> Tensor:
         """P(X ≤ x_i) of a mixture of one feature: (n, 1) → (n,), differentiable in x."""
-        fixed = validation.batch(x, 1).detach()
+        x = validation.batch(x, 1)
+        fixed = x.detach()
         below = self._line("cdf").cdf(exact(fixed)[:, 0]).to(self._result_dtype)
         return below + self.log_prob(fixed).exp() * (x - fixed)[:, 0]
 
     def icdf(self, p: Tensor) -> Tensor:
         """The x with P(X ≤ x) = p_i of a mixture of one feature: (n,) → (n, 1), differentiable in p."""
-        fixed = validation.probabilities(p).detach()
+        p = validation.probabilities(p)
+        fixed = p.detach()
         x = self._line("icdf").icdf(exact(fixed)).to(self._result_dtype)[:, None]
         return x + ((p - fixed) / self.log_prob(x).exp().detach())[:, None]
 

@@ -155,7 +155,11 @@ def _shrink(
 
 
 def completed(sample: Sample, at_least: int) -> Sample:
-    """Its rows without missing values, if there are so many; else all of them, with the means of their features."""
+    """Its rows without missing values, if there are so many; else all of them, with the means of their features.
+
+    Raises:
+        ValueError: of some feature there is no value at all.
+    """
     missing = sample.x.isnan()
     complete = ~missing.any(1)
     if complete.all():
@@ -163,6 +167,9 @@ def completed(sample: Sample, at_least: int) -> Sample:
     if int(complete.sum()) >= at_least:
         return replace(sample, x=sample.x[complete], weight=sample.weight[complete])
     weight = sample.weight[:, None] * ~missing
+    unseen = (weight.sum(0) == 0).nonzero()[:, 0].tolist()
+    if unseen:
+        raise ValueError(f"data has no value of features {unseen[:10]}: leave them out")
     means = (sample.x.nan_to_num(0.0) * weight).sum(0) / weight.sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
     return replace(sample, x=torch.where(missing, means, sample.x))
 

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from tmixture import files, validation
 from tmixture.density import Density, working_density
+from tmixture.frozen import checked_parts
 from tmixture.host import number, set_number
 from tmixture.parameters import Parameters
 from tmixture.precision import exact_arithmetic, full_precision
@@ -36,7 +37,7 @@ class MixtureState(nn.Module):
         dtype: of the buffers.
         rank: of a structure that has one.
         component_labels: the class of each component, as of `StudentTMixture`; as are background and allow_tf32.
-        frozen: masks (K,) of the components of which some part stays as it is, by part.
+        frozen: as of `StudentTMixture`.
     """
 
     weights: Tensor
@@ -52,14 +53,15 @@ class MixtureState(nn.Module):
         *,
         rank: int | None,
         component_labels: list[int] | None,
-        frozen: dict[str, list[bool]] | None,
+        frozen: Any,
         background: bool,
         allow_tf32: bool,
     ) -> None:
         super().__init__()
         self.n_components, self.n_features = unfitted.n_components, unfitted.n_features
         self.covariance_type, self.rank = unfitted.scale.covariance_type, rank
-        self.component_labels, self.frozen, self.background = component_labels, frozen, background
+        self.component_labels, self.background = component_labels, background
+        self.frozen = frozen
         self.allow_tf32 = allow_tf32
         for name, tensor in unfitted.tensors().items():
             self.register_buffer(name, tensor.to(dtype))
@@ -123,6 +125,15 @@ class MixtureState(nn.Module):
         """The class (K,) of each component: `component_labels`, or its number."""
         given = range(self.n_components) if self.component_labels is None else self.component_labels
         return torch.tensor(list(given), device=self.means.device)
+
+    @property
+    def frozen(self) -> dict[str, list[bool]] | None:
+        """Masks (K,) of the components of which some part stays as it is, by part; what is set is checked."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, parts: Any) -> None:
+        self._frozen = checked_parts(parts, self.n_components, shared_scale=not self.structure.per_component)
 
     def train_by_gradients(self) -> Self:
         """Turn the parameters into `nn.Parameter`s, so that an optimizer can train them through `log_prob`.

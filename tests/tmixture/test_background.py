@@ -146,7 +146,7 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 
 def test_what_has_no_background_has_no_probability_of_it():
     x, _ = blobs_and_noise()
-    with pytest.raises(ValueError, match="needs a mixture with background=True; `tail_probability`"):
+    with pytest.raises(ValueError, match="needs a mixture with background=True; see also `tail"):
         StudentTMixture(2, 3, generator=0).fit(x).outlier_probability(x)
     with pytest.raises(ValueError, match="mixture must have no background"):
         ClusterTripletLoss(mixture_of("diag"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from tmixture import StudentTMixture, component_divergence, mixture_divergence
+from tmixture import DirectionalMixture, StudentTMixture, component_divergence, mixture_divergence
 
 from . import naive
 from .helpers import STRUCTURES, from_model
@@ -70,6 +70,17 @@ def test_of_the_same_density_it_is_zero_and_of_disjoint_ones_log_two():
     assert float(mixture_divergence(mixture, again, generator=0).value) == pytest.approx(0, abs=1e-9)
     far = StudentTMixture.from_parameters([1.0], torch.full((1, 2), 1e6), torch.eye(2)[None], dof=math.inf)
     assert float(mixture_divergence(mixture, far, generator=0).value) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_of_directions_it_is_told_too():
+    x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([4.0, 0.0, 0.0, 0.0])
+    one, other = (
+        DirectionalMixture(2, 4, family=family, generator=0).fit(x) for family in ("von_mises_fisher", "cauchy")
+    )
+    assert float(mixture_divergence(one, one, generator=0).value) == pytest.approx(0, abs=1e-9)
+    assert 0 < float(mixture_divergence(one, other, generator=0).value) < 0.2
+    with pytest.raises(ValueError, match="on the sphere cannot be compared"):
+        mixture_divergence(one, StudentTMixture(2, 4, generator=0).fit(x))
 
 
 def test_a_seed_gives_the_same_and_points_come_from_the_components_asked_for():

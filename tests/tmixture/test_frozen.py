@@ -125,6 +125,17 @@ def test_masks_follow_the_components_and_a_file(tmp_path):
     assert again.marginal([0]).frozen == mixture.frozen
 
 
+def test_a_part_may_be_frozen_after_a_fit():
+    _, x = start_and_rows("diag")
+    mixture = StudentTMixture(3, 3, generator=0, dtype=torch.float64).fit(x)
+    before = mixture.means.clone()
+    mixture.frozen = "means"
+    assert torch.equal(mixture.fit(x + 1).means, before)
+    with pytest.raises(ValueError, match="frozen must name parts"):
+        mixture.frozen = "mean"
+    assert mixture.frozen == {"means": [True] * 3}
+
+
 def test_what_is_frozen_is_no_free_parameter():
     start, _ = start_and_rows("diag")
     free = from_model(start, "diag", learn_dof="component").n_free_parameters

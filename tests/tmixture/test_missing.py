@@ -228,6 +228,9 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="row 0 holds inf in column 1"):
         mixture.fit(torch.tensor([[torch.nan, torch.inf, 0.0]] * 5))
     assert not mixture.is_fitted
+    with pytest.raises(ValueError, match=r"data has no value of features \[1\]: leave them out"):
+        mixture.fit(torch.tensor([[0.0, torch.nan, 1.0], [torch.nan, torch.nan, 2.0]]))
+    assert not mixture.is_fitted
     with pytest.raises(ValueError, match="max_candidates cannot be given with allow_missing=True"):
         StudentTMixture(2, 3, allow_missing=True, max_candidates=1).fit(x)
     with pytest.raises(ValueError, match="impute needs a mixture with allow_missing=True"):
