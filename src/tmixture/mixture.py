@@ -71,8 +71,8 @@ class StudentTMixture(MixtureModel):
         dof_bounds: bounds of a learned ν.
         step_size: step sizes of `partial_fit`: a constant, or a function of the number of the batch.
         warm_start: whether `fit` starts from the current parameters, if there are any.
-        max_candidates: C, at most K. If given, `fit` compares each row with C promising components only, instead of
-            all K, and forgets the rest: for hundreds of components and more, in a fraction of the time. 16 to 64 are
+        max_candidates: for thousands of components; with hundreds an exact fit takes about as long. C, at most K: `fit`
+            compares each row with C promising components only, instead of all K, and forgets the rest. 16 to 64 are
             plenty where clusters are distinct. What EM then raises is a lower bound of the log-likelihood. Everything
             but `fit` stays exact, `partial_fit` included.
         chunk_size: rows worked on at a time; chosen from K and d if None.
