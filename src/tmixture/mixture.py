@@ -97,7 +97,7 @@ class StudentTMixture(MixtureModel):
         converged_: whether it converged.
         history_: what EM raises, before each M-step and at the end: the mean log-likelihood per unit of sample weight
             (its lower bound with `max_candidates`) less ½·mean_k Σ_j reg_covar_j·(Σ_k⁻¹)_jj, the regularization as a
-            prior.
+            prior, and with the logarithm of `prior` and of the anchors' prior, over the rows.
         n_reseeded_: how often a component had to be started anew, streaming included.
         disagreement_: after a fit with `max_candidates` the share of rows whose best candidate is not the best of all
             components, from about 2000 random rows; None after an exact fit. Where it is large, C is too small, or

@@ -31,7 +31,7 @@ class Prior:
             with ν degrees of freedom and matrix Λ has ν + d + 1 of them, and Λ = scale_rows·scale.
         mean: m (d,); None is the mean of the data, outliers clipped; in a stream it is that of the mixture.
         scale: variances (d,) or a matrix (d, d), S; None is diag(variances of the data)/K^(2/d): K such ellipsoids fill
-            the volume of the data. In a stream that began with given parameters it is their variances.
+            the volume of the data. In a stream that has begun it is the variances within its components at that time.
     """
 
     weight_rows: float = 0.0
