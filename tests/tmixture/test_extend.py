@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAWS = ["em", "files", "laws", "reorder", "scales", "statistics"]
+LAWS = ["background", "em", "files", "frozen", "laws", "missing", "priors", "reorder", "scales", "statistics"]
 
 
 @pytest.mark.slow
