@@ -87,6 +87,7 @@ class DirectionalMixture(nn.Module):
         torch.Size([5])
     """
 
+    __call__: Callable[..., Tensor]
     weights: Tensor
     directions: Tensor
     concentration: Tensor

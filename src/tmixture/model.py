@@ -41,6 +41,8 @@ class MixtureModel(MixtureState):
         allow_missing: as of `StudentTMixture`; as are chunk_size and distributed.
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(
         self,
         unfitted: Parameters,

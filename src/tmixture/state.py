@@ -192,7 +192,7 @@ class MixtureState(nn.Module):
     @classmethod
     def from_parameters(
         cls,
-        weights: Tensor | np.ndarray,
+        weights: Tensor | np.ndarray | list[float],
         means: Tensor | np.ndarray,
         scales: Tensor | np.ndarray | None = None,
         *,

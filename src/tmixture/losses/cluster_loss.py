@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -99,6 +99,7 @@ class ClusterLoss(BaseMetricLossFunction):
         >>> loss = loss_fn(torch.randn(32, 512, requires_grad=True))
     """
 
+    __call__: Callable[..., Tensor]
     steps: Tensor
     readiness: Tensor
     widest: Tensor
