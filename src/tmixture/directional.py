@@ -23,12 +23,24 @@ from tmixture.notices import each_once
 from tmixture.numerics import column_sums, cross_moments, exact
 from tmixture.precision import exact_arithmetic, full_precision
 from tmixture.sphere import FAMILIES
+from tmixture.step_sizes import PowerDecay, StepSize, rate_of
 
 # Uniform rows that each component is credited with at the start, lest a cluster of one row begins as a point.
 START_ROWS = 2.0
-# A component with no more rows than this has died, and stays what it is.
-DEAD_ROWS = 1e-6
-SETTINGS = ("n_components", "n_features", "family", "init", "n_init", "max_iter", "tol", "warm_start", "chunk_size")
+# A component with no more than this share of the rows has died, and stays what it is.
+DEAD = 1e-9
+SETTINGS = (
+    "n_components",
+    "n_features",
+    "family",
+    "init",
+    "n_init",
+    "max_iter",
+    "tol",
+    "warm_start",
+    "chunk_size",
+    "step_size",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,17 @@ class Sums:
     log_likelihood: Tensor
     weight: Tensor
 
+    @property
+    def averages(self) -> Tensor:
+        """The first three in one matrix (K, d + 2), per unit of weight."""
+        return torch.cat([self.n[:, None], self.mass[:, None], self.resultant], dim=1) / self.weight
+
+    @classmethod
+    def of(cls, averages: Tensor) -> Sums:
+        """From such a matrix, of unit weight."""
+        n, mass, resultant = averages[:, 0], averages[:, 1], averages[:, 2:]
+        return cls(n, mass, resultant, torch.zeros_like(n[0]), torch.ones_like(n[0]))
+
 
 class DirectionalMixture(nn.Module):
     """A mixture of K distributions on the unit sphere, fitted by EM; rows are divided by their norms.
@@ -67,6 +90,7 @@ class DirectionalMixture(nn.Module):
         n_init: how many starts to try, unless the start is given; the fit with the highest likelihood is kept.
         max_iter: upper bound of the M-steps.
         tol: as of `StudentTMixture`.
+        step_size: step sizes of `partial_fit`, as of `StudentTMixture`.
         warm_start: whether `fit` starts from the current parameters, if there are any.
         chunk_size: rows worked on at a time; chosen from K and d if None.
         generator: source of randomness, or a seed; None is torch's default generator.
@@ -92,6 +116,8 @@ class DirectionalMixture(nn.Module):
     directions: Tensor
     concentration: Tensor
     fitted: Tensor
+    running: Tensor
+    seen: Tensor
 
     def __init__(
         self,
@@ -103,6 +129,7 @@ class DirectionalMixture(nn.Module):
         n_init: int = 1,
         max_iter: int = 100,
         tol: float = 1e-4,
+        step_size: StepSize = PowerDecay(),
         warm_start: bool = False,
         chunk_size: int | None = None,
         generator: torch.Generator | int | None = None,
@@ -119,6 +146,7 @@ class DirectionalMixture(nn.Module):
         self.n_init = validation.positive_integer(n_init, "n_init")
         self.max_iter = validation.whole_number(max_iter, "max_iter")
         self.tol = validation.not_negative(tol, "tol")
+        self.step_size = validation.step_size(step_size)
         self.warm_start = warm_start
         self.chunk_size = None if chunk_size is None else validation.positive_integer(chunk_size, "chunk_size")
         self.generator = validation.generator(generator)
@@ -127,6 +155,9 @@ class DirectionalMixture(nn.Module):
             self.register_buffer(name, torch.zeros(shape, device=device, dtype=dtype))
         self.register_buffer("concentration", torch.zeros(n_components, device=device, dtype=dtype))
         self.register_buffer("fitted", torch.zeros((), device=device))
+        # Of a stream: Σ r, Σ r·w and Σ r·w·x per unit of sample weight, and the weight of all rows seen.
+        self.register_buffer("running", torch.zeros(n_components, n_features + 2, device=device, dtype=dtype))
+        self.register_buffer("seen", torch.zeros((), device=device))
         self.n_iter_, self.converged_ = 0, False
         self.history_: list[float] = []
 
@@ -165,9 +196,10 @@ class DirectionalMixture(nn.Module):
             fits = []
             for _ in range(1 if is_given else self.n_init):
                 fits.append(self._iterate(self._start(sample, given, generator, goes_on=goes_on), chunks))
-            parameters, self.history_, self.converged_ = max(fits, key=lambda fit: fit[1][-1])
+            parameters, sums, self.history_, self.converged_ = max(fits, key=lambda fit: fit[2][-1])
             self.n_iter_ = len(self.history_) - 1
             self._adopt(parameters)
+            self._remember(sums.averages, sums.weight * chunks.weight_unit)
             if not self.converged_:
                 warn_of_no_convergence(self.tol, self.max_iter)
         return self
@@ -175,6 +207,38 @@ class DirectionalMixture(nn.Module):
     def fit_predict(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> Tensor:
         """`fit`, then `predict`: labels (N,)."""
         return self.fit(data, sample_weight).predict(data)
+
+    def partial_fit(self, batch: Tensor | np.ndarray, sample_weight: Tensor | np.ndarray | None = None) -> Self:
+        """Learn from one batch of a stream: a step of stepwise EM (Cappé & Moulines 2009).
+
+        The averages of the statistics become (1 − η)·averages + η·batch, and an M-step follows. The first batch,
+        without an earlier `fit`, is fitted by itself; it should bring some rows for each component.
+
+        Args:
+            batch: (n, d), of K rows at least if it is the first.
+            sample_weight: (n,), not negative. A batch whose weights are all zero changes nothing.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: the batch has the wrong shape, values that are not finite, or a row of zeros. Nothing has
+                changed then.
+        """
+        if not self.is_fitted:
+            return self.fit(batch, sample_weight)
+        with each_once(), exact_arithmetic(self.directions.device):
+            chunks = self._chunks(batch, sample_weight)
+            sums = self._expectation(self._present(), chunks)
+            weight = sums.weight * chunks.weight_unit
+            if not weight > 0:
+                return self
+            seen = exact(self.seen) + weight
+            rate = rate_of(self.step_size, float(seen / weight))
+            averages = exact(self.running).lerp(sums.averages, rate)
+            self._adopt(self._maximization(self._present(), Sums.of(averages)))
+            self._remember(averages, seen)
+        return self
 
     # ---------------------------------------------------------------- asking
 
@@ -265,6 +329,7 @@ class DirectionalMixture(nn.Module):
         settings = {name: getattr(self, name) for name in SETTINGS}
         settings["init"] = self.init.tolist() if isinstance(self.init, Tensor) else self.init
         settings["generator"] = self.generator if isinstance(self.generator, int) else None
+        settings["step_size"] = files.plain_step_size(self.step_size)
         settings["dtype"] = str(self.directions.dtype).removeprefix("torch.")
         record = {name: getattr(self, name) for name in ("n_iter_", "converged_", "history_")}
         files.write(path, self.state_dict(), settings, record, kind=type(self).__name__)
@@ -273,6 +338,7 @@ class DirectionalMixture(nn.Module):
     def load(cls, path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Self:
         """The mixture that `save` wrote. Nothing in the file is executed."""
         tensors, settings, record = files.read(path, cls.__name__)
+        settings["step_size"] = files.step_size_of(settings["step_size"])
         mixture = cls(**{**settings, "dtype": getattr(torch, settings["dtype"]), "device": device})
         mixture.load_state_dict(tensors)
         for name, value in record.items():
@@ -292,6 +358,9 @@ class DirectionalMixture(nn.Module):
 
     def _present(self) -> Directions:
         return Directions(exact(self.weights), exact(self.directions), exact(self.concentration))
+
+    def _remember(self, averages: Tensor, seen: Tensor) -> None:
+        self.running, self.seen = averages.to(self.running), seen.to(self.seen)
 
     def _adopt(self, parameters: Directions) -> None:
         self.weights = parameters.weights.to(self.weights)
@@ -347,8 +416,8 @@ class DirectionalMixture(nn.Module):
         sums = self._expectation(base, given)
         return self._maximization(base, sums, credit=START_ROWS * float(sums.weight) / sample.rows)
 
-    def _iterate(self, parameters: Directions, chunks: Chunks) -> tuple[Directions, list[float], bool]:
-        """The outcome of EM, the mean log-likelihood on the way, and whether it has converged."""
+    def _iterate(self, parameters: Directions, chunks: Chunks) -> tuple[Directions, Sums, list[float], bool]:
+        """The outcome of EM and its sums, the mean log-likelihood on the way, and whether it has converged."""
         history: list[float] = []
         for step in range(self.max_iter + 1):
             sums = self._expectation(parameters, chunks)
@@ -357,7 +426,7 @@ class DirectionalMixture(nn.Module):
             if converged or step == self.max_iter:
                 break
             parameters = self._maximization(parameters, sums)
-        return parameters, history, converged
+        return parameters, sums, history, converged
 
     def _expectation(self, parameters: Directions, chunks: Chunks) -> Sums:
         dtype = self._result_dtype
@@ -383,7 +452,7 @@ class DirectionalMixture(nn.Module):
 
     def _maximization(self, parameters: Directions, sums: Sums, *, credit: float = 0.0) -> Directions:
         """Parameters from sums, and this weight of uniform rows; components without rows stay what they are."""
-        alive = sums.n > DEAD_ROWS
+        alive = sums.n > DEAD * sums.weight
         length = sums.resultant.norm(dim=1)
         n = torch.where(alive, sums.n, 1.0) + credit * alive
         family, arrays = FAMILIES[self.family], (n, sums.mass + credit, length)

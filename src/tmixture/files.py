@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tmixture.priors import Prior
-from tmixture.step_sizes import PowerDecay
+from tmixture.step_sizes import PowerDecay, StepSize
 
 # What is in a file, by the name of its class.
 FORMAT = "tmixture.{}/1"
@@ -24,11 +24,7 @@ MIXTURE = "StudentTMixture"
 def encoded(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a mixture as plain values; where it computes, and ν, which the tensors hold, are left out."""
     plain = {name: value for name, value in settings.items() if name not in ("dof", "device")}
-    step = plain["step_size"]
-    if isinstance(step, PowerDecay):
-        plain["step_size"] = asdict(step)
-    elif callable(step):
-        raise ValueError("step_size is a function, which a file cannot hold: set it to a number or a PowerDecay")
+    plain["step_size"] = plain_step_size(plain["step_size"])
     plain["init"] = plain["init"].tolist() if isinstance(plain["init"], Tensor) else plain["init"]
     plain["prior"] = None if plain["prior"] is None else asdict(plain["prior"])
     plain["generator"] = plain["generator"] if isinstance(plain["generator"], int) else None
@@ -38,10 +34,21 @@ def encoded(settings: dict[str, Any]) -> dict[str, Any]:
 
 def decoded(plain: dict[str, Any]) -> dict[str, Any]:
     """The arguments that `encoded` made plain."""
-    step = plain["step_size"]
-    step = PowerDecay(**step) if isinstance(step, dict) else step
+    step = step_size_of(plain["step_size"])
     prior = Prior(**plain["prior"]) if plain.get("prior") else None
     return {**plain, "step_size": step, "prior": prior, "dtype": getattr(torch, plain["dtype"])}
+
+
+def plain_step_size(step: StepSize) -> Any:
+    """A number, or the numbers of a `PowerDecay`."""
+    if callable(step) and not isinstance(step, PowerDecay):
+        raise ValueError("step_size is a function, which a file cannot hold: set it to a number or a PowerDecay")
+    return asdict(step) if isinstance(step, PowerDecay) else step
+
+
+def step_size_of(plain: Any) -> StepSize:
+    """What `plain_step_size` made plain."""
+    return PowerDecay(**plain) if isinstance(plain, dict) else plain
 
 
 def write(

@@ -176,6 +176,27 @@ def test_chunks_weights_files_and_norms_do_not_matter(family, tmp_path):
 
 
 @both
+def test_a_stream_ends_where_a_fit_does(family):
+    concentration = {"von_mises_fisher": 40.0, "cauchy": 0.7}[family]
+    x = mixture_of(family, 3, 8, concentration=concentration).sample(6000, generator=0)[0]
+    settings = dict(family=family, generator=0, dtype=torch.float64)
+    whole, streamed = (DirectionalMixture(3, 8, **settings) for _ in range(2))
+    for batch in x.split(200):
+        streamed.partial_fit(batch)
+    assert streamed.score(x) == pytest.approx(whole.fit(x).score(x), abs=0.01)
+    assert float(streamed.seen) == 6000
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    whole.partial_fit(x[:10], torch.zeros(10))
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+    constant = DirectionalMixture(3, 8, step_size=1.0, **settings).fit(x)  # that batch's M-step, and no memory
+    step = DirectionalMixture(3, 8, warm_start=True, max_iter=1, **settings)
+    step.load_state_dict(constant.state_dict())
+    torch.testing.assert_close(constant.partial_fit(x[:500]).directions, step.fit(x[:500]).directions)
+    with pytest.raises(ValueError, match="features, but the mixture"):
+        streamed.partial_fit(x[:, :3])
+
+
+@both
 def test_it_is_saved_moved_and_differentiable(family, tmp_path):
     x = mixture_of(family, seed=5).sample(200, generator=1)[0].float()
     mixture = DirectionalMixture(3, 5, family=family, init=x[:3], generator=3).fit(x)
