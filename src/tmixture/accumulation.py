@@ -9,55 +9,55 @@ from torch import Tensor
 
 from tmixture.chunks import CHUNK_ELEMENTS, Chunk
 from tmixture.density import Density, negligible, ruled_out
-from tmixture.dof import expected_log_correction
 from tmixture.missing import Observation, observe
-from tmixture.numerics import accumulation_dtype, column_sums
+from tmixture.numerics import column_sums, exact
 from tmixture.scales.base import Moments, Shares
 from tmixture.statistics import SufficientStatistics
 
 
 def no_statistics(density: Density) -> SufficientStatistics:
     """The statistics of no rows under these densities."""
-    exact = accumulation_dtype(density.origin.device)
-    reference = density.origin.to(exact) + density.reference.to(exact)
+    origin, offset = exact(density.origin), density.scale.reference(density.means, density.apart)
+    reference = origin.expand_as(density.means) if offset is None else origin + exact(offset)
     return SufficientStatistics.zeros(density.scale, reference)
 
 
 def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> Tensor:
     """Add the statistics of a chunk, in place, and return its responsibilities (n, K)."""
-    exact = statistics.mass.dtype
     features = density.features_in_turn(chunk.x)
     if chunk.responsibilities is None:
-        distances, joint = density.relevant(features, chunk.allowed)
+        distances, logs, joint = density.relevant(features, chunk.allowed)
         log_likelihood, responsibilities = evidence(joint)
         precision = density.outlier_weights(distances)
     else:
-        responsibilities = chunk.responsibilities.to(features.dtype)
+        responsibilities, logs = chunk.responsibilities.to(features.dtype), None
         log_likelihood = features.new_zeros(len(features))
-        precision = torch.ones_like(responsibilities)
+        precision = features.new_ones(1)
     shares = responsibilities
     if chunk.weight is not None:
         shares = responsibilities * chunk.weight.to(features.dtype)[:, None]
-    statistics.add_rows(log_likelihood, chunk.weight)
     weighted = shares * precision
     counts = column_sums(shares)
-    statistics.responsibility += counts
-    statistics.mass += column_sums(weighted)
-    if learn_dof:
-        correction = expected_log_correction(density.dof.to(exact), density.n_features)
-        statistics.log_mass += column_sums(shares * precision.log()) + counts * correction
+    statistics.add_rows(log_likelihood, chunk.weight)
+    statistics.add_shares(counts, column_sums(weighted))
+    if learn_dof and logs is not None:
+        of_nearest = exact(density.most_weight).log() + density.expected_log_correction  # E[log U] where δ = 0
+        statistics.log_mass += counts * of_nearest - column_sums(logs.mul_(shares))
     moments = Moments(statistics.first, statistics.scatter, density.means, density.apart)
     density.scale.accumulate(moments, features, Shares(shares, weighted))
     return responsibilities
 
 
 def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
-    """Log p(x_i) (n,) and the responsibilities (n, K), exactly zero where negligible, from log π_k·T_k(x_i) (n, K)."""
+    """Log p(x_i) (n,) and the responsibilities (n, K), exactly zero where negligible, from log π_k·T_k(x_i) (n, K).
+
+    These take the place of the latter.
+    """
     top = joint.amax(1, keepdim=True)
     # Exact zeros let the M-step skip most rows. They come after the exponential, which takes several times as long
     # where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an outlier's u
     # is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
-    relative = (joint - top).clamp_(min=math.log(negligible(joint.dtype))).exp_()
+    relative = joint.sub_(top).clamp_(min=math.log(negligible(joint.dtype))).exp_()
     torch.threshold_(relative, 1.001 * negligible(joint.dtype), 0.0)
     total = relative.sum(1, keepdim=True)
     return (top + total.log())[:, 0], relative.div_(total)

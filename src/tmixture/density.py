@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tmixture.chunks import chunk_size
-from tmixture.numerics import accumulation_dtype
+from tmixture.dof import expected_log_correction
+from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
 from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT, FLOAT64_LIMIT
 from tmixture.scales.pairs import rows_of
@@ -27,6 +29,20 @@ FEW_FEATURES = 32
 CANCELLATION_LIMIT = 30.0
 
 
+class Likelihood(NamedTuple):
+    """What the components make of n rows.
+
+    Attributes:
+        distances: δ (n, K).
+        logs: log(1 + δ/ν) (n, K); None if all components are Gaussian.
+        joint: log π_k·T_k(x_i) (n, K).
+    """
+
+    distances: Tensor
+    logs: Tensor | None
+    joint: Tensor
+
+
 class Density:
     """The component densities of one set of parameters, prepared for any number of chunks.
 
@@ -37,6 +53,8 @@ class Density:
         dtype: of the arithmetic on chunks.
 
     Attributes:
+        distances: δ as the scale structure measures it.
+        joint_constant: what does not depend on δ in log π_k·T_k: (K,).
         apart: indices of the components that `relevant` and the moments treat apart: none, but for what
             `working_density` finds.
     """
@@ -47,20 +65,27 @@ class Density:
         self.origin = parameters.origin().to(dtype)
         self.means = (parameters.means - self.origin).to(dtype)
         self.scale = parameters.scale.to(dtype)
-        exact = accumulation_dtype(parameters.means.device)
         tails = parameters.tails
         self.constant = (tails.normalizer - parameters.scale.half_log_det(d)).to(dtype)
-        self.log_weights = parameters.weights.to(exact).log().to(dtype)
+        self.log_weights = exact(parameters.weights).log().to(dtype)
         self.dof = parameters.dof.to(dtype)
-        self.inverse_dof, self.exponent, self.slope = (part.to(dtype) for part in tails[2:])
+        self.inverse_dof, self.most_weight = tails.inverse_dof.to(dtype), tails.most_weight.to(dtype)
+        self.exponent = None if tails.exponent is None else tails.exponent.to(dtype)
+        self.slope = None if tails.slope is None else tails.slope.to(dtype)
         self.n_features = d
         self.apart = torch.empty(0, dtype=torch.long, device=self.means.device)
         self._room: Tensor | None = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.distances = self.scale.distances_from(self.means)
+        self.joint_constant = self.constant + self.log_weights
 
     @property
     def reference(self) -> Tensor:
         """The points (K, d), about the origin, about which the moments are taken."""
-        return self.scale.reference(self.means, self.apart)
+        reference = self.scale.reference(self.means, self.apart)
+        return self.origin.new_zeros(1, 1).expand_as(self.means) if reference is None else reference
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,8 +96,12 @@ class Density:
         """The densities of the given components alone, for structures that treat none apart."""
         part = copy(self)
         part.scale = self.scale.take(components)
-        for name in ("means", "constant", "log_weights", "dof", "inverse_dof", "exponent", "slope"):
+        for name in ("means", "constant", "log_weights", "dof", "inverse_dof", "most_weight"):
             setattr(part, name, getattr(self, name)[components])
+        part.exponent = None if self.exponent is None else self.exponent[components]
+        part.slope = None if self.slope is None else self.slope[components]
+        part.__dict__.pop("expected_log_correction", None)
+        part._prepare()
         return part
 
     def features(self, x: Tensor) -> Tensor:
@@ -102,12 +131,12 @@ class Density:
         """Squared Mahalanobis distances δ (n, K), finite and not negative."""
         # Squares may overflow, and expanded ones cancel to NaN then; the rows themselves are finite.
         largest = torch.finfo(features.dtype).max
-        return self.scale.mahalanobis(features, self.means).nan_to_num_(nan=largest, posinf=largest)
+        return self.distances.of(features).nan_to_num_(nan=largest, posinf=largest)
 
-    def relevant(self, features: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """δ and log π_k·T_k (n, K) where a responsibility may exceed `negligible`, elsewhere what rules it out.
+    def relevant(self, features: Tensor, allowed: Tensor | None = None) -> Likelihood:
+        """The likelihood where a responsibility may exceed `negligible`, elsewhere what rules it out.
 
-        Where a component is not `allowed` (n, K), the second is −∞.
+        Where a component is not `allowed` (n, K), log π_k·T_k is −∞.
 
         In high dimension a row has few components that are responsible for it, and a part of its distance from the
         others is enough to rule them out: their density can only fall from there.
@@ -117,7 +146,7 @@ class Density:
             distances = self.mahalanobis(features)
             if len(self.apart):
                 return self._corrected(distances, features, allowed)
-            return distances, ruled_out(self.joint(distances), allowed)
+            return self._likelihood(distances, allowed)
         distances = torch.stack([self.scale.part_of_mahalanobis(0, k, features, m) for k, m in enumerate(self.means)])
         best = ruled_out(self.joint(distances.T), allowed).argmax(1)
         is_best = best == torch.arange(len(self.means), device=best.device)[:, None]
@@ -128,13 +157,16 @@ class Density:
         for part in range(1, n_parts):
             possible = (ruled_out(self.joint(distances.T), allowed) > threshold).T
             self._add_part(part, rows_of(possible & ~is_best), distances, features)
-        distances = distances.T.clamp(max=torch.finfo(features.dtype).max)
-        return distances, ruled_out(self.joint(distances), allowed)
+        return self._likelihood(distances.T.clamp(max=torch.finfo(features.dtype).max), allowed)
 
-    def _corrected(self, distances: Tensor, features: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, distances: Tensor, allowed: Tensor | None) -> Likelihood:
+        logs = self.log_tails(distances)
+        return Likelihood(distances, logs, ruled_out(self._joint(distances, logs), allowed))
+
+    def _corrected(self, distances: Tensor, features: Tensor, allowed: Tensor | None) -> Likelihood:
         """`relevant` from expanded distances (n, K), by differences where components `apart` may matter."""
         error = self.expansion_error
-        joint = ruled_out(self.joint(distances + error), allowed)  # at the least
+        _, logs, joint = self._likelihood(distances + error, allowed)  # at the least
         threshold = relevance_threshold(joint.amax(1, keepdim=True))
         closest = (distances[:, self.apart] - error[self.apart]).clamp_(min=0)
         possible = ruled_out(self.joint(closest, self.apart), None if allowed is None else allowed[:, self.apart])
@@ -143,19 +175,19 @@ class Density:
         by_differences = self.scale.mahalanobis_of_pairs(features, self.means, rows, components)
         by_differences = by_differences.clamp_(max=torch.finfo(distances.dtype).max)
         distances[rows, components] = by_differences
-        joint[rows, components] = self.joint(by_differences, components)
-        return distances, joint
+        exact_logs = self.log_tails(by_differences, components)
+        joint[rows, components] = self._joint(by_differences, exact_logs, components)
+        if logs is not None and exact_logs is not None:
+            logs[rows, components] = exact_logs
+        return Likelihood(distances, logs, joint)
 
     @cached_property
     def expansion_error(self) -> Tensor:
         """How far an expanded distance (K,) from a component `apart` may be off; zero for the others."""
         error = torch.zeros_like(self.dof)
-        error[self.apart] = EXPANSION_ERROR * torch.finfo(error.dtype).eps * self.expanded_terms()[self.apart]
+        error[self.apart] = EXPANSION_ERROR * torch.finfo(error.dtype).eps * self.distances.terms[self.apart]
+        error.nan_to_num_(nan=torch.inf)
         return error
-
-    def expanded_terms(self) -> Tensor:
-        """The size (K,) of the terms that cancel in an expanded distance: δ of the origin."""
-        return self.scale.expanded_terms(self.means).nan_to_num_(nan=torch.inf)
 
     def _add_part(self, part: int, rows: tuple[Tensor, ...], distances: Tensor, features: Tensor) -> None:
         """Add a part of the distances from each component to those (K, n) of the given rows, in place."""
@@ -166,17 +198,28 @@ class Density:
 
     def joint(self, distances: Tensor, components: Tensor | None = None) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), or from components of a shape that fits."""
-        return self._log_prob(distances, self.constant + self.log_weights, components)
+        return self._joint(distances, self.log_tails(distances, components), components)
 
     def log_prob(self, distances: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), Eq. 2 of the CXR-CML paper; Gaussian where ν = ∞."""
-        return self._log_prob(distances, self.constant)
+        return self._log_prob(distances, self.log_tails(distances), self.constant)
 
-    def _log_prob(self, distances: Tensor, constant: Tensor, components: Tensor | None = None) -> Tensor:
-        law = (constant, self.exponent, self.slope, self.inverse_dof)
-        constant, exponent, slope, inverse_dof = law if components is None else (part[components] for part in law)
-        logs = torch.log1p(distances * inverse_dof)
-        return torch.addcmul(constant, exponent, logs).addcmul_(slope, distances)
+    def log_tails(self, distances: Tensor, components: Tensor | None = None) -> Tensor | None:
+        """Log(1 + δ/ν), of the shape of the distances; None if all components are Gaussian."""
+        return None if self.exponent is None else (distances * _of(components, self.inverse_dof)).log1p_()
+
+    def _joint(self, distances: Tensor, logs: Tensor | None, components: Tensor | None = None) -> Tensor:
+        return self._log_prob(distances, logs, self.joint_constant, components)
+
+    def _log_prob(
+        self, distances: Tensor, logs: Tensor | None, constant: Tensor, components: Tensor | None = None
+    ) -> Tensor:
+        # One operation after the other: those that broadcast two tensors take a CPU several times as long.
+        if logs is None or self.exponent is None:
+            assert self.slope is not None
+            return (distances * _of(components, self.slope)).add_(_of(components, constant))
+        joint = (logs * _of(components, self.exponent)).add_(_of(components, constant))
+        return joint if self.slope is None else joint.addcmul_(_of(components, self.slope), distances)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """Log p(x_i), for any number of rows: (n, d) → (n,)."""
@@ -184,7 +227,7 @@ class Density:
 
     def best(self, x: Tensor) -> Tensor:
         """The component with the largest π_k·T(x_i; μ_k, Σ_k, ν_k), for any number of rows: (n, d) → (n,)."""
-        return torch.cat([joint.argmax(1) for joint in self._joints(x)])
+        return torch.cat([joint.contiguous().argmax(1) for joint in self._joints(x)])
 
     def _joints(self, x: Tensor) -> Iterator[Tensor]:
         for rows in x.split(chunk_size(len(self.means), self.n_features)):
@@ -197,9 +240,17 @@ class Density:
             distances: δ (n, K), or from the given components.
             components: as for `joint`.
         """
-        inverse_dof = self.inverse_dof if components is None else self.inverse_dof[components]
-        relative = torch.addcmul(torch.ones_like(inverse_dof), distances, inverse_dof)
-        return (1 + self.n_features * inverse_dof) / relative
+        return _of(components, self.most_weight) / (distances * _of(components, self.inverse_dof)).add_(1)
+
+    @cached_property
+    def expected_log_correction(self) -> Tensor:
+        """E[log U] − log u (K,), in the dtype of statistics."""
+        return expected_log_correction(exact(self.dof), self.n_features)
+
+
+def _of(components: Tensor | None, values: Tensor) -> Tensor:
+    """The values (K,) of some components, or all."""
+    return values if components is None else values[components]
 
 
 @dataclass(frozen=True)
@@ -260,23 +311,23 @@ def working_density(parameters: Parameters, dtype: torch.dtype, *, apart: bool =
         apart: whether the structure may treat some components apart from the others, as `relevant` does.
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    exact = accumulation_dtype(parameters.means.device)
+    widest = accumulation_dtype(parameters.means.device)
     apart = apart and parameters.scale.separates
-    if not apart and (dtype == exact or parameters.scale.cancellation() > CANCELLATION_LIMIT):
-        return Density(parameters, exact)
+    if not apart and (dtype == widest or parameters.scale.cancellation() > CANCELLATION_LIMIT):
+        return Density(parameters, widest)
     density = Density(parameters, dtype)
-    separation = density.expanded_terms() / parameters.n_features
+    separation = density.distances.terms
     limit = EXPANDED_LIMIT if density.scale.expands_squares else DIRECT_LIMIT
-    near = separation <= (FLOAT64_LIMIT if dtype == torch.float64 else limit)
+    limit = parameters.n_features * (FLOAT64_LIMIT if dtype == torch.float64 else limit)
     # The only wait for a GPU. NaN, of numbers that overflow in this dtype, is not near either.
-    if near.all():
+    if separation.max() <= limit:
         return density
     if not apart:
-        return Density(parameters, exact)
-    if parameters.n_features <= FEW_FEATURES and dtype != exact:
-        return working_density(parameters, exact, apart=True)
-    far = (~near).nonzero()[:, 0]
-    if not (separation[far] <= DIRECT_LIMIT).all():
-        density = Density(parameters, exact)
+        return Density(parameters, widest)
+    if parameters.n_features <= FEW_FEATURES and dtype != widest:
+        return working_density(parameters, widest, apart=True)
+    far = (~(separation <= limit)).nonzero()[:, 0]
+    if not (separation[far] <= parameters.n_features * DIRECT_LIMIT).all():
+        density = Density(parameters, widest)
     density.apart = far
     return density

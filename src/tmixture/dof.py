@@ -8,10 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tmixture.special import digamma_remainder, trigamma_remainder
+from tmixture.special import digamma_remainder, digamma_remainders
 
 # Newton steps: the start is off by 1.5 % at most, and each step squares that.
-NEWTON_STEPS = 4
+NEWTON_STEPS = 3
 # M-steps from one leap to the next.
 STEPS_PER_LEAP = 3
 # How far a leap goes at most, in log ν.
@@ -39,8 +39,8 @@ def solve_dof(constant: Tensor, bounds: tuple[float, float]) -> Tensor:
     target = (-constant).clamp(_at(high), _at(low))
     x = (3 - target + ((target - 3).square() + 24 * target).sqrt()) / (12 * target)
     for _ in range(NEWTON_STEPS):
-        excess = -digamma_remainder(x) - target
-        x = (x / (1 - excess / trigamma_remainder(x))).clamp(low, high)
+        value, slope = digamma_remainders(x)
+        x = (x / (1 + (value + target) / slope)).clamp(low, high)
     return 2 * x
 
 

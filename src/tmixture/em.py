@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from tmixture.statistics import SufficientStatistics
 
 # The variance of a feature, relative to what other features leave of it in a component, that float32 can tell apart.
 NEARLY_SINGULAR = 5e4
+# Components with more rows than this are alive beyond doubt.
+ALIVE = 1e-6
 # A step, in nats per row, after which a learned ν may leap.
 SLOW = 1e-3
 
@@ -99,10 +102,11 @@ def iterate(
     collapses onto a point is re-seeded, at most `max_reseeds` times. A learned ν leaps ahead now and then, and back if
     the objective says so.
     """
+    parameters = parameters.with_tails()
     history: list[float] = []  # since the last new start
     leaps = Leaps(rules.dof_bounds) if rules.learn_dof and e_step is None else None
     before_leap: Parameters | None = None
-    reseeds = torch.zeros(parameters.n_components, dtype=torch.long)
+    reseeds = np.zeros(parameters.n_components, dtype=int)
     reseeded: list[int] = []
     total_rows, n_present = 1.0, parameters.n_components
     for n_iter in range(max_iter + 1):
@@ -123,16 +127,16 @@ def iterate(
         yield Step(parameters, statistics, objective, n_iter, converged, reseeded)
         if converged or n_iter == max_iter:
             return
-        parameters = maximization(statistics, parameters, rules)
+        parameters = maximization(statistics, parameters, rules, all_alive=rows.min() > ALIVE)
         failing = failed_components(rows, total_rows, parameters, rules.regularization) & (reseeds < max_reseeds)
         if rules.kept is not None:
-            failing &= ~rules.kept
+            failing &= ~rules.kept.numpy()
         if rules.weight_rows < 0:
             present = rows + rules.weight_rows > 0
             failing &= present
-            if int(present.sum()) != n_present:  # the prior of the weights is that of those that are left
+            if present.sum() != n_present:  # the prior of the weights is that of those that are left
                 n_present, history = int(present.sum()), []
-        reseeded = failing.nonzero()[:, 0].tolist()
+        reseeded = np.flatnonzero(failing).tolist()
         if reseeded:
             reseeds += failing
             candidates = poorly_explained(chunks, parameters, len(reseeded), dtype, generator, rules.distributed)
@@ -141,7 +145,8 @@ def iterate(
             parameters = reseed(parameters, reseeded, candidates)[0]
             history = []
         elif leaps and is_slow(history) and (dof := leaps.next(parameters.dof)) is not None:
-            before_leap, parameters = parameters, replace(parameters, dof=rules.unless_frozen(dof, parameters.dof))
+            before_leap, dof = parameters, rules.unless_frozen(dof, parameters.dof)
+            parameters = parameters.followed_by(parameters.weights, parameters.means, parameters.scale, dof)
             settled = replace(rules, learn_dof=False)  # the scales follow, before the leap is judged
             parameters = maximization(expectation(chunks, parameters, settled, dtype), parameters, settled)
 
@@ -171,12 +176,14 @@ def what_is_left(history: list[float]) -> float:
     return max(map(extrapolated, last, last[1:], last[2:])) if len(last) == 5 else math.inf
 
 
-def on_host(statistics: SufficientStatistics, penalty: Tensor | float = 0.0) -> tuple[float, float, Tensor]:
+def on_host(statistics: SufficientStatistics, penalty: Tensor | None = None) -> tuple[float, float, np.ndarray]:
     """The mean log-likelihood less a penalty, and the rows, all and those of each component (K,).
 
     All that an iteration decides by is fetched at once, because a GPU comes to a halt for it.
     """
-    objective = (statistics.log_likelihood / statistics.weight - penalty)[None]
-    rows_per_weight = statistics.rows / statistics.weight
-    numbers = torch.cat([objective, statistics.rows[None], statistics.responsibility * rows_per_weight]).tolist()
-    return numbers[0], numbers[1], torch.tensor(numbers[2:], dtype=torch.float64)
+    sums = [statistics.log_likelihood, statistics.weight, statistics.rows, penalty]
+    parts = [part[None] for part in sums if part is not None]
+    numbers = torch.cat([*parts, statistics.responsibility]).tolist()
+    log_likelihood, weight, rows = numbers[:3]
+    taken = 0.0 if penalty is None else numbers[3]
+    return log_likelihood / weight - taken, rows, np.array(numbers[len(parts) :]) * (rows / weight)

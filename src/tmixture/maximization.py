@@ -94,7 +94,9 @@ class Rules:
         return dof if self.frozen is None or dof is old else torch.where(self.frozen.dof, old.to(dof), dof)
 
 
-def maximization(statistics: SufficientStatistics, parameters: Parameters, rules: Rules) -> Parameters:
+def maximization(
+    statistics: SufficientStatistics, parameters: Parameters, rules: Rules, *, all_alive: bool = False
+) -> Parameters:
     """The M-step: parameters from statistics.
 
     Components without any mass keep their mean, scale and ν.
@@ -103,27 +105,31 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
         statistics: sums or averages over rows.
         parameters: those under which the statistics were taken.
         rules: which updates to use.
+        all_alive: whether every component is known to have rows, which spares telling them apart.
     """
     old, frozen = parameters.scale.to(statistics.mass.dtype), rules.frozen
     n, w = statistics.responsibility, statistics.mass
-    weight_per_row = statistics.weight / statistics.rows
-    own = _credit(rules.own_rows, n, weight_per_row)
-    weights = _updated_weights(n if own is None else n + own, parameters.weights, weight_per_row, rules)
-    alive = (w > torch.finfo(w.dtype).tiny * 1e6) & (n > torch.finfo(n.dtype).tiny * 1e6)
-    n, w = torch.where(alive, n, 1.0), torch.where(alive, w, 1.0)
+    own = _credit(rules.own_rows, n, statistics)
+    weights = _updated_weights(n if own is None else n + own, parameters.weights, statistics, rules)
+    alive = None
+    if not all_alive:
+        alive = (w > torch.finfo(w.dtype).tiny * 1e6) & (n > torch.finfo(n.dtype).tiny * 1e6)
+        n, w = torch.where(alive, n, 1.0), torch.where(alive, w, 1.0)
 
-    credited = statistics.weight / len(n) * rules.regularization
-    penalty = (old.precisions(parameters.n_features) * credited).sum(1).expand_as(n)
+    share = statistics.weight / len(n)
+    penalty = ((old.precisions(parameters.n_features) * rules.regularization).sum(1) * share).expand_as(n)
     for anchors in rules.anchors:
-        penalty = penalty + anchors.distances(parameters) * weight_per_row
+        penalty = penalty + anchors.distances(parameters) * statistics.weight_per_row
     if rules.shrinkage:
-        penalty = penalty + rules.shrinkage.traces(old, len(n)) * weight_per_row
-    expansion = _expansion(n * alive, w * alive, penalty, weight_per_row, parameters, rules)
+        penalty = penalty + rules.shrinkage.traces(old, len(n)) * statistics.weight_per_row
+    expansion = _expansion(n, w, alive, penalty, statistics, parameters, rules)
 
     old_means = parameters.means.to(w.dtype)
-    means, mass = torch.where(alive[:, None], statistics.reference + statistics.first / w[:, None], old_means), w
+    means, mass = statistics.reference + statistics.first / w[:, None], w
+    if alive is not None:
+        means = torch.where(alive[:, None], means, old_means)
     for anchors in rules.anchors:
-        pull = anchors.rows * weight_per_row * expansion
+        pull = anchors.rows * statistics.weight_per_row * expansion
         mass = mass + pull
         means = means.lerp(anchors.means, (pull / mass)[:, None])
     if own is not None:
@@ -135,40 +141,46 @@ def maximization(statistics: SufficientStatistics, parameters: Parameters, rules
     delta = statistics.reference - means
     scatter = old.translate(statistics.scatter, statistics.mass, statistics.first, delta)
     for anchors in rules.anchors:
-        scatter = scatter + anchors.scatter(parameters, means, anchors.rows * weight_per_row * expansion)
-    denominator, added = n * expansion, expansion[:, None] * credited
-    prior = _credit(rules.prior_rows, n, weight_per_row)
+        scatter = scatter + anchors.scatter(parameters, means, anchors.rows * statistics.weight_per_row * expansion)
+    denominator, added = n * expansion, (expansion * share)[:, None] * rules.regularization
+    prior = _credit(rules.prior_rows, n, statistics)
     if prior is not None:
         denominator, added = denominator + prior, added + prior[:, None] * rules.prior_variance
-    denominator = torch.where(alive, denominator, 1.0 if old.per_component else 0.0)
+    if alive is not None:
+        denominator = torch.where(alive, denominator, 1.0 if old.per_component else 0.0)
     if rules.shrinkage:
-        rows = (rules.shrinkage.rows * weight_per_row).expand_as(n)
+        rows = (rules.shrinkage.rows * statistics.weight_per_row).expand_as(n)
         denominator, scatter = denominator + rows * expansion, scatter + rules.shrinkage.scatter(old, rows, expansion)
-    scale = old.estimate(scatter, mass, denominator, added, parameters.n_features).where(alive, old)
+    scale = old.estimate(scatter, mass, denominator, added, parameters.n_features)
+    if alive is not None:
+        scale = scale.where(alive, old)
     dof = _update_dof(statistics, n, w, expansion, alive, parameters.dof, rules)
     if frozen:
         scale = frozen.scale_of(scale, old)
     return parameters.followed_by(weights, means, scale, rules.unless_frozen(dof, parameters.dof))
 
 
-def _updated_weights(n: Tensor, old: Tensor, weight_per_row: Tensor, rules: Rules) -> Tensor:
+def _updated_weights(n: Tensor, old: Tensor, statistics: SufficientStatistics, rules: Rules) -> Tensor:
     """π (K,) in proportion to the rows of the data and of the prior; what is frozen keeps its share of the whole."""
-    shares, left = n, torch.ones_like(n[0])
+    shares = n
     if rules.weight_rows:
-        shares = (n + rules.weight_rows * weight_per_row).clamp(min=0)
+        shares = (n + rules.weight_rows * statistics.weight_per_row).clamp(min=0)
         shares = torch.where(shares.sum() > 0, shares, n)  # never do all of them vanish
     if rules.frozen:
         shares = shares.masked_fill(rules.frozen.weights, 0)
-        left = 1 - (old * rules.frozen.weights).sum()
-    weights = shares / shares.sum() * left
+    weights = shares / shares.sum()
     if rules.frozen:
-        weights = torch.where(rules.frozen.weights, old.to(weights), weights)
+        left = 1 - (old * rules.frozen.weights).sum()
+        weights = torch.where(rules.frozen.weights, old.to(weights), weights * left)
     return weights.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _credit(rows: float, n: Tensor, weight_per_row: Tensor) -> Tensor | None:
+def _credit(rows: float, n: Tensor, statistics: SufficientStatistics) -> Tensor | None:
     """What components (K,) of weight n are credited with, until they have five times so many rows of their own."""
-    return (rows - n / weight_per_row / 5).clamp(min=0) * weight_per_row if rows else None
+    if not rows:
+        return None
+    per_row = statistics.weight_per_row
+    return (rows - n / per_row / 5).clamp(min=0) * per_row
 
 
 def penalty(parameters: Parameters, rules: Rules, rows: float | Tensor) -> Tensor:
@@ -178,7 +190,7 @@ def penalty(parameters: Parameters, rules: Rules, rows: float | Tensor) -> Tenso
     its logarithm over −N. A component that has vanished has no part in that of the weights.
     """
     precisions = parameters.scale.precisions(parameters.n_features)
-    taken = (precisions * rules.regularization.to(precisions)).sum(1).mean() / 2
+    taken = (precisions * rules.regularization.to(precisions)).sum() / (2 * len(precisions))
     for anchors in rules.anchors:
         taken = taken + anchors.distances(parameters).sum() / rows / 2
     if rules.shrinkage:
@@ -192,7 +204,13 @@ def penalty(parameters: Parameters, rules: Rules, rows: float | Tensor) -> Tenso
 
 
 def _expansion(
-    n: Tensor, w: Tensor, penalty: Tensor, weight_per_row: Tensor, parameters: Parameters, rules: Rules
+    n: Tensor,
+    w: Tensor,
+    alive: Tensor | None,
+    penalty: Tensor,
+    statistics: SufficientStatistics,
+    parameters: Parameters,
+    rules: Rules,
 ) -> Tensor:
     """The PX-EM expansion α: the latent precisions are taken as α·Gamma(ν/2, ν/2), and Σ is divided by α.
 
@@ -203,23 +221,28 @@ def _expansion(
     Args:
         n: (K,), Σ r.
         w: (K,), Σ r·u.
+        alive: mask (K,) of the components that have rows; None if all of them do.
         penalty: (K,), Σ_j credited_j·(Σ_k⁻¹)_jj, and that of the priors.
-        weight_per_row: as a scalar.
+        statistics: of the E-step.
         parameters: of the E-step.
         rules: which update to use.
     """
     if rules.scale_update == "classic":
         return torch.ones_like(n)
     nu = parameters.dof.to(n.dtype).clamp(max=1e12)
-    a, b, c = nu * n, nu * w, penalty
+    a, b, c = n * (nu / 2), w * nu, penalty
+    if alive is not None:
+        a, b = a * alive, b * alive
     if rules.shrinkage:
-        a = a - rules.shrinkage.rows * weight_per_row * parameters.n_features
+        a = a - rules.shrinkage.rows * statistics.weight_per_row * (parameters.n_features / 2)
     if not parameters.scale.per_component:
         a, b, c = (part.sum().expand_as(n) for part in (a, b, c))
-    root = (a.square() + 4 * b * c).sqrt()
-    expansion = torch.where(b > 0, 2 * b / (a + root), 1.0)
+    root = torch.addcmul(a.square(), b, c).sqrt()
+    expansion = b / (a + root)
     if rules.shrinkage:  # a may be negative, and the sum above a difference
-        expansion = torch.where((b > 0) & (a < 0), (root - a) / (2 * c), expansion)
+        expansion = torch.where(a < 0, (root - a) / c, expansion)
+    if alive is not None:
+        expansion = torch.where(b > 0, expansion, 1.0)
     return torch.where(rules.frozen.scales, 1.0, expansion) if rules.frozen else expansion
 
 
@@ -228,7 +251,7 @@ def _update_dof(
     n: Tensor,
     w: Tensor,
     expansion: Tensor,
-    alive: Tensor,
+    alive: Tensor | None,
     dof: Tensor,
     rules: Rules,
 ) -> Tensor:
@@ -237,9 +260,10 @@ def _update_dof(
         return dof
     constant = 1 - expansion.log() + statistics.log_mass / n - w / n / expansion
     if rules.learn_dof == "shared":
-        share = statistics.responsibility * alive
+        share = statistics.responsibility if alive is None else statistics.responsibility * alive
         if rules.frozen:
             share = share * ~rules.frozen.dof
         constant = ((share * constant).sum() / share.sum()).expand_as(constant)
         return solve_dof(constant, rules.dof_bounds)
-    return torch.where(alive, solve_dof(constant, rules.dof_bounds), dof.to(constant.dtype))
+    solution = solve_dof(constant, rules.dof_bounds)
+    return solution if alive is None else torch.where(alive, solution, dof.to(constant.dtype))

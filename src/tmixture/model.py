@@ -447,4 +447,4 @@ class MixtureModel(MixtureState):
             density = Density(self.snapshot(), density.dtype)  # within the graph
         if self.allow_missing and bool(x.isnan().any()):
             return observe(Density(self.snapshot(), accumulation_dtype(x.device)), x)
-        return View(density, density.mahalanobis(density.features(x)))
+        return View(density, density.mahalanobis(density.features(x)).contiguous())

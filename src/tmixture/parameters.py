@@ -16,15 +16,41 @@ from tmixture.scales import Scale
 class Tails(NamedTuple):
     """What ν alone makes of the densities (K,): log T = normalizer − ½·log|Σ| + exponent·log(1 + δ/ν) + slope·δ.
 
-    One formula for both kinds of component, in few passes: in memory a pass costs as much as all its arithmetic. 1/ν
-    and the exponent are zero for ν = ∞, the slope for all others.
+    1/ν and the exponent are zero for ν = ∞, the slope for all others. In memory a pass costs as much as all its
+    arithmetic, and what is zero for all components is None.
     """
 
     dof: Tensor
     normalizer: Tensor
     inverse_dof: Tensor
-    exponent: Tensor
-    slope: Tensor
+    most_weight: Tensor
+    """(ν + d)/ν, the outlier weight at δ = 0."""
+    exponent: Tensor | None
+    slope: Tensor | None
+
+    @classmethod
+    def of(cls, dof: Tensor, n_features: int, like: Tails | None = None) -> Tails:
+        """Those of components (K,), of which as many are Gaussian as those of another ν, if that is given."""
+        nu = exact(dof)
+        if like is not None:
+            all_gaussian, any_gaussian = like.exponent is None, like.slope is not None
+        elif torch.compiler.is_compiling():  # a graph does not look
+            all_gaussian, any_gaussian = False, True
+        else:
+            is_gaussian = nu.isinf().tolist()
+            all_gaussian, any_gaussian = all(is_gaussian), any(is_gaussian)
+        exponent, slope = (nu + n_features) / -2, torch.full_like(nu, -0.5)
+        if any_gaussian and not all_gaussian:
+            gaussian = nu.isinf()
+            exponent, slope = torch.where(gaussian, 0.0, exponent), torch.where(gaussian, slope, 0.0)
+        return cls(
+            dof,
+            log_normalizer(nu, n_features),
+            inverse := nu.reciprocal(),
+            1 + n_features * inverse,
+            None if all_gaussian else exponent,
+            slope if any_gaussian else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -53,19 +79,18 @@ class Parameters:
         """What the degrees of freedom contribute to the densities, in the dtype of statistics."""
         if self.known_tails is not None and self.known_tails.dof is self.dof:
             return self.known_tails
-        dof = exact(self.dof)
-        gaussian = dof.isinf()
-        exponent = torch.where(gaussian, 0.0, -(dof + self.n_features) / 2)
-        slope = torch.where(gaussian, -0.5, torch.zeros_like(dof))
-        return Tails(self.dof, log_normalizer(dof, self.n_features), dof.reciprocal(), exponent, slope)
+        return Tails.of(self.dof, self.n_features)
 
     def with_tails(self) -> Parameters:
         """The same, with what depends on ν alone worked out."""
         return replace(self, known_tails=self.tails)
 
     def followed_by(self, weights: Tensor, means: Tensor, scale: Scale, dof: Tensor) -> Parameters:
-        """The next parameters of a fit, which share what depends on ν alone if that is the same tensor."""
-        return Parameters(weights, means, scale, dof, self.tails if dof is self.dof else None)
+        """The next parameters of a fit, in which components stay Gaussian that are."""
+        tails = self.tails
+        return Parameters(
+            weights, means, scale, dof, tails if dof is self.dof else Tails.of(dof, self.n_features, like=tails)
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, the scale structure's among them."""

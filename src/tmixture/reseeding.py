@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,20 +23,22 @@ COLLAPSED = 0.25
 DEGENERATE = 0.5
 
 
-def failed_components(rows: Tensor, total_rows: float, parameters: Parameters, regularization: Tensor) -> Tensor:
+def failed_components(
+    rows: np.ndarray, total_rows: float, parameters: Parameters, regularization: Tensor
+) -> np.ndarray:
     """Mask (K,) of the components that died (less than half a row) or collapsed onto a point.
 
     A collapsed component has few rows, and a scale that is what regularization leaves of it. With about as many
     components as rows that is what every component looks like, and nothing is called failed.
 
     Args:
-        rows: of each component (K,), on the host.
+        rows: of each component (K,).
         total_rows: of all of them.
         parameters: that followed from them.
         regularization: (d,), see `Rules`.
     """
     if total_rows < 2 * parameters.n_components:
-        return torch.zeros_like(rows, dtype=torch.bool)
+        return np.zeros(len(rows), dtype=bool)
     few = rows < max(2, 0.1 * total_rows / parameters.n_components)
     if not few.any():
         return few
@@ -43,17 +46,19 @@ def failed_components(rows: Tensor, total_rows: float, parameters: Parameters, r
     return (rows < 0.5) | ((share >= COLLAPSED) & few)
 
 
-def share_of_regularization(rows: Tensor, total_rows: float, parameters: Parameters, regularization: Tensor) -> Tensor:
-    """How much of the scale of each component and feature is regularization, from 0 to 1: (K, d), on the host."""
+def share_of_regularization(
+    rows: np.ndarray, total_rows: float, parameters: Parameters, regularization: Tensor
+) -> np.ndarray:
+    """How much of the scale of each component and feature is regularization, from 0 to 1: (K, d)."""
     precisions = parameters.scale.precisions(parameters.n_features) * regularization.to(parameters.means.device)
-    credited = total_rows / parameters.n_components
+    share = precisions.cpu().numpy()
     if not parameters.scale.per_component:
-        return (precisions * credited * parameters.n_components / total_rows).cpu().expand(len(rows), -1)
-    return precisions.cpu() * (credited / rows.clamp(min=torch.finfo(rows.dtype).tiny))[:, None]
+        return np.broadcast_to(share, (len(rows), share.shape[1]))
+    return share * (total_rows / parameters.n_components / rows.clip(min=np.finfo(float).tiny))[:, None]
 
 
 def degenerate_components(
-    rows: Tensor, total_rows: float, parameters: Parameters, regularization: Tensor
+    rows: np.ndarray, total_rows: float, parameters: Parameters, regularization: Tensor
 ) -> dict[int, list[int]]:
     """Components with next to no variance of their own in some features, which other components have, and in which.
 
@@ -61,8 +66,8 @@ def degenerate_components(
     regularization, so that it wins against sound ones whatever it means.
     """
     share = share_of_regularization(rows, total_rows, parameters, regularization) > DEGENERATE
-    share &= ~share.all(0)
-    return {k: share[k].nonzero()[:, 0].tolist() for k in share.any(1).nonzero()[:, 0].tolist()}
+    share = share & ~share.all(0)
+    return {k: np.flatnonzero(share[k]).tolist() for k in np.flatnonzero(share.any(1)).tolist()}
 
 
 @torch.no_grad()

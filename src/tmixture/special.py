@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-# From here on the series below are exact to 1e-15.
+# From here on the series of log Γ is exact to 1e-15.
 SERIES = 20.0
+# … and three terms of those of its derivatives.
+SHIFT = 32
 
 
 def log_gamma_remainder(z: Tensor) -> Tensor:
@@ -20,16 +22,26 @@ def log_gamma_remainder(z: Tensor) -> Tensor:
 
 
 def digamma_remainder(z: Tensor) -> Tensor:
-    """`ψ(z) − log(z)`, about −1/(2z) (DLMF 5.11.2)."""
-    small, large = z.clamp(max=SERIES), z.clamp(min=SERIES)
-    q = large.reciprocal().square()
-    series = -0.5 / large - q * (1 / 12 - q * (1 / 120 - q * (1 / 252 - q * (1 / 240 - q / 132))))
-    return torch.where(z < SERIES, torch.digamma(small) - small.log(), series)
+    """`ψ(z) − log(z)`, about −1/(2z), by Stirling's series at z + `SHIFT` (DLMF 5.5.2 and 5.11.2)."""
+    return _digamma_remainder(z, _inverses(z))
 
 
-def trigamma_remainder(z: Tensor) -> Tensor:
-    """`z·ψ′(z) − 1`, about 1/(2z): z times the derivative of `digamma_remainder`."""
-    small, large = z.clamp(max=SERIES), z.clamp(min=SERIES)
-    q = large.reciprocal().square()
-    series = 0.5 / large + q * (1 / 6 - q * (1 / 30 - q * (1 / 42 - q * (1 / 30 - q * 5 / 66))))
-    return torch.where(z < SERIES, small * torch.special.polygamma(1, small) - 1, series)
+def digamma_remainders(z: Tensor) -> tuple[Tensor, Tensor]:
+    """`ψ(z) − log(z)`, and z times its derivative, `z·ψ′(z) − 1`, more than 1/(2z), to some 1e-15·z of itself."""
+    inverses = _inverses(z)
+    last = inverses[..., -1]
+    q = last.square()
+    trigamma = inverses.square().sum(-1) + last * (1 - last / 2 + q * (1 / 6 - q * (1 / 30 - q / 42)))
+    return _digamma_remainder(z, inverses), torch.maximum(z * trigamma - 1, 0.5 / z)
+
+
+def _inverses(z: Tensor) -> Tensor:
+    """1/(z + i) for i = 0 … `SHIFT`."""
+    return (z[..., None] + torch.arange(SHIFT + 1, device=z.device)).reciprocal()
+
+
+def _digamma_remainder(z: Tensor, inverses: Tensor) -> Tensor:
+    last = inverses[..., -1]
+    q = last.square()
+    tail = torch.sub(q * (1 / 12 - q * (1 / 120 - q / 252)), last, alpha=0.5)
+    return (SHIFT / z).log1p() - inverses.sum(-1) - tail

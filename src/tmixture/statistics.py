@@ -84,6 +84,11 @@ class SufficientStatistics:
             reference=parameters.means,
         )
 
+    @property
+    def weight_per_row(self) -> Tensor:
+        """The mean sample weight, scalar."""
+        return self.weight / self.rows
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -91,6 +96,11 @@ class SufficientStatistics:
     def sums(self) -> list[Tensor]:
         """The additive tensors: everything but the reference."""
         return [tensor for name, tensor in self.tensors().items() if name != "reference"]
+
+    def add_shares(self, responsibility: Tensor, mass: Tensor) -> None:
+        """Add Σ_i s·r (K,) and Σ_i s·r·u (K,), in place."""
+        self.responsibility += responsibility
+        self.mass += mass
 
     def add_rows(self, log_likelihood: Tensor, weight: Tensor | None) -> None:
         """Count rows with these log p(x_i) (n,) and sample weights (n,), in place."""

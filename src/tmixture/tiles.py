@@ -13,7 +13,6 @@ from torch import Tensor
 from tmixture import accumulation
 from tmixture.chunks import CACHED_ELEMENTS, Chunk
 from tmixture.density import EXPANSION_ERROR, Density, relevance_threshold
-from tmixture.dof import expected_log_correction
 from tmixture.scales.base import EXPANDED_LIMIT
 from tmixture.scales.expanded import ExpandedScale
 from tmixture.scales.pairs import TILE_ROWS, tiles
@@ -64,7 +63,7 @@ def accumulate(
         pairs.append((rows[tile, row], candidates[tile, candidate], weighted[tile, row, candidate]))
     statistics.responsibility += counts
     if learn_dof:
-        statistics.log_mass += counts * expected_log_correction(density.dof.to(exact), density.n_features)
+        statistics.log_mass += counts * density.expected_log_correction
     statistics.add_rows(log_likelihood, chunk.weight)
     _add_moments(statistics, density, chunk.x, *(torch.cat(part) for part in zip(*pairs)))
     return best

@@ -140,7 +140,7 @@ def test_distances_that_are_not_completed_belong_to_irrelevant_components(d, spr
     mixture = from_model(model, "full", dtype=dtype)
     density = Density(mixture.snapshot(), dtype)
     features = density.features(torch.as_tensor(naive.draw(model, 400)).to(dtype))
-    whole, partial = density.mahalanobis(features), density.relevant(features)[0]
+    whole, partial = density.mahalanobis(features), density.relevant(features).distances
     rounding = 1e-4 if dtype == torch.float32 else 1e-9
     assert (partial <= whole * (1 + rounding)).all()
     expected, ours = density.joint(whole), density.joint(partial)
@@ -162,7 +162,7 @@ def test_numbers_beyond_float32_are_worked_on_in_float64(structure, apart):
     mixture = from_model(model, structure, dtype=torch.float64)
     density = working_density(mixture.snapshot(), torch.float32, apart=apart)
     assert density.dtype == torch.float64
-    assert density.expanded_terms().isfinite().all()
+    assert density.distances.terms.isfinite().all()
 
 
 @pytest.fixture
@@ -253,8 +253,8 @@ def test_far_components_are_corrected_where_it_matters(dof, sharpness):
     exact, single = Density(parameters, torch.float64), working_density(parameters, torch.float32, apart=True)
     assert single.dtype == torch.float32
     assert len(single.apart) > 0
-    expected = exact.relevant(exact.features(rows))[1].softmax(1)
-    distances, joint = single.relevant(single.features(rows))
+    expected = exact.relevant(exact.features(rows)).joint.softmax(1)
+    distances, _, joint = single.relevant(single.features(rows))
     possible = joint > joint.amax(1, keepdim=True) + np.log(negligible(torch.float32))
     torch.testing.assert_close(joint[possible], single.joint(distances)[possible])
     ours = joint.softmax(1)

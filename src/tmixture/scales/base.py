@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -58,6 +59,22 @@ class Moments:
     apart: Tensor
 
 
+class Distances:
+    """Squared Mahalanobis distances from means (K, d), to be taken of any number of chunks."""
+
+    def __init__(self, scale: Scale, means: Tensor) -> None:
+        self.scale, self.means = scale, means
+
+    def of(self, features: Tensor) -> Tensor:
+        """δ (n, K) of a chunk from its features (n, p)."""
+        return self.scale.mahalanobis(features, self.means)
+
+    @cached_property
+    def terms(self) -> Tensor:
+        """See `Scale.expanded_terms`: (K,)."""
+        return self.scale.expanded_terms(self.means)
+
+
 @dataclass(frozen=True)
 class Scale(ABC):
     """Scale matrices Σ_1 … Σ_K of a mixture, in one structure.
@@ -108,8 +125,10 @@ class Scale(ABC):
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to(self, target: torch.device | torch.dtype) -> Self:
-        """A copy on another device or with another dtype."""
-        return type(self)(**{name: tensor.to(target) for name, tensor in self.tensors().items()})
+        """The same on another device or with another dtype."""
+        tensors = self.tensors()
+        moved = {name: tensor.to(target) for name, tensor in tensors.items()}
+        return self if all(moved[name] is tensors[name] for name in tensors) else type(self)(**moved)
 
     def take(self, components: Tensor) -> Self:
         """The scales of the given components (any number, repeats allowed), in that order."""
@@ -150,9 +169,16 @@ class Scale(ABC):
         raise NotImplementedError
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
-        """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, p), (K, d) → (n, K), never negative."""
+        """Squared distances δ_ik = (x_i − μ_k)ᵀ Σ_k⁻¹ (x_i − μ_k): (n, p), (K, d) → (n, K), never negative.
+
+        Best as the transpose of a contiguous (K, n): what follows goes over the rows of one component after the other.
+        """
         x, whitening = features[:, : means.shape[1]], self._whitening(*means.shape).to(features.dtype)
-        return torch.stack([((x - mean) @ w.T).square().sum(1) for mean, w in zip(means, whitening)], dim=1)
+        return torch.stack([((x - mean) @ w.T).square().sum(1) for mean, w in zip(means, whitening)]).T
+
+    def distances_from(self, means: Tensor) -> Distances:
+        """`mahalanobis` from these means, with what does not depend on the features computed once."""
+        return Distances(self, means)
 
     def expanded_terms(self, means: Tensor) -> Tensor:
         """δ (K,) of the origin from means (K, d): where squares are expanded, the size of the terms that cancel."""
@@ -235,8 +261,8 @@ class Scale(ABC):
         """Shape of the scatter statistic S."""
         return (n_components, n_features, n_features)
 
-    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
-        """The points (K, d) about which `accumulate` takes its moments; `apart` as in `Moments`."""
+    def reference(self, means: Tensor, apart: Tensor) -> Tensor | None:
+        """The points (K, d) about which `accumulate` takes its moments, None for the origin; `apart`: see `Moments`."""
         return means
 
     def accumulate(self, moments: Moments, features: Tensor, shares: Shares) -> None:

@@ -39,13 +39,10 @@ class DiagonalScale(ExpandedScale):
     def whiten(self, x: Tensor, components: Tensor) -> Tensor:
         return x * self.whitening[components]
 
-    def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
+    def expansion(self, means: Tensor) -> tuple[Tensor, Tensor]:
         precision = self.whitening.square()
-        coefficients = torch.cat([-2 * precision * means, precision], dim=-1)
-        return self.expanded(features, coefficients, (precision * means.square()).sum(-1))
-
-    def expanded_terms(self, means: Tensor) -> Tensor:
-        return (self.whitening * means).square().sum(-1)
+        slope = precision * means
+        return torch.cat([-2 * slope, precision], dim=-1), (slope * means).sum(-1)
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -exact(self.whitening).log().sum(1)
@@ -67,7 +64,7 @@ class DiagonalScale(ExpandedScale):
         return moments[:, moments.shape[1] // 2 :]
 
     def translate(self, scatter: Tensor, mass: Tensor, first: Tensor, delta: Tensor) -> Tensor:
-        return scatter + (2 * first + mass[:, None] * delta) * delta
+        return torch.addcmul(scatter, torch.add(mass[:, None] * delta, first, alpha=2), delta)
 
     def estimate(self, scatter: Tensor, mass: Tensor, denominator: Tensor, added: Tensor, n_features: int) -> Self:
         return type(self)((denominator[:, None] / (scatter.clamp(min=0) + added)).sqrt())

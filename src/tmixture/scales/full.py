@@ -34,7 +34,7 @@ class FullScale(Scale):
             torch.stack([squared_norm_of_whitened(features, w, mean, rows) for rows in blocks]).sum(0)
             for w, mean in zip(self.whitening, means)
         ]
-        return torch.stack(columns, dim=1)
+        return torch.stack(columns).T
 
     def parts(self, n_features: int) -> int:
         return len(_parts(n_features))

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from tmixture.chunks import CACHED_ELEMENTS
 from tmixture.numerics import exact
-from tmixture.scales.base import Moments, Scale, Shares
+from tmixture.scales.base import Distances, Moments, Scale, Shares
 from tmixture.scales.diag import DiagonalScale
 from tmixture.scales.full import FullScale
 from tmixture.scales.pairs import TILE_ROWS, pairs_of, tiles
@@ -78,6 +78,11 @@ class LowRankScale(Scale):
         identity = torch.eye(whitened.shape[2], dtype=whitened.dtype, device=whitened.device)
         return whitened, torch.linalg.cholesky(identity + whitened.mT @ whitened)
 
+    def _explaining(self) -> Tensor:
+        """G^(−1/2)ΛᵀΨ⁻¹ (K, q, d), in float64 where the device has it."""
+        whitened, factor = self._whitened_loadings()
+        return torch.linalg.solve_triangular(factor, whitened.mT, upper=False) * exact(self.whitening)[:, None]
+
     @cached_property
     def _posterior(self) -> tuple[Tensor, Tensor]:
         """Of the factors given x and U = 1: β (K, q, d) and the covariance G⁻¹ (K, q, q)."""
@@ -94,19 +99,13 @@ class LowRankScale(Scale):
         return DiagonalScale.further_features(x, out)
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
-        K, d, q = self.loadings.shape
-        whitened, factor = self._whitened_loadings()
-        explaining = torch.linalg.solve_triangular(factor, whitened.mT, upper=False) * exact(self.whitening)[:, None]
-        explaining = explaining.to(features.dtype).transpose(0, 1)  # (q, K, d): sums over factors go along rows
-        offsets = (explaining * means).sum(2).flatten()
-        explained = torch.addmm(offsets, features[:, :d], explaining.reshape(q * K, d).T, beta=-1)
-        explained = explained.square().unflatten(1, (q, K)).sum(1)
-        return (self.noise.mahalanobis(features, means) - explained).clamp_(min=0)
+        return self.distances_from(means).of(features)
+
+    def distances_from(self, means: Tensor) -> Distances:
+        return LowRankDistances(self, means)
 
     def precisions(self, n_features: int) -> Tensor:
-        whitened, factor = self._whitened_loadings()
-        explained = torch.linalg.solve_triangular(factor, whitened.mT, upper=False).square().sum(1)
-        return exact(self.whitening).square() * (1 - explained).clamp(min=0)
+        return (exact(self.whitening).square() - self._explaining().square().sum(1)).clamp(min=0)
 
     def cancellation(self) -> float:
         return float(self._whitened_loadings()[0].square().sum(2).mean(1).max())
@@ -228,6 +227,22 @@ class LowRankScale(Scale):
 
     def variances(self, n_features: int) -> Tensor:
         return self.whitening.square().reciprocal() + self.loadings.square().sum(2)
+
+
+class LowRankDistances(Distances):
+    """Distances whose matrices are prepared."""
+
+    def __init__(self, scale: LowRankScale, means: Tensor) -> None:
+        super().__init__(scale, means)
+        self.of_noise = scale.noise.distances_from(means)
+        explaining = scale._explaining().to(means.dtype).transpose(0, 1)  # (q, K, d)
+        self.explaining, self.offsets = explaining.flatten(0, 1), (explaining * means).sum(2).flatten()
+
+    def of(self, features: Tensor) -> Tensor:
+        K, d = self.means.shape
+        explained = torch.addmm(self.offsets[:, None], self.explaining, features[:, :d].T, beta=-1)
+        explained = explained.square().unflatten(0, (-1, K)).sum(0)
+        return (self.of_noise.of(features) - explained.T).clamp_(min=0)
 
 
 def _factor_analysis(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,6 @@ from tmixture.numerics import SUM_ROWS, cross_moments, exact
 SPARSE = {torch.float32: 8, torch.float64: 40}
 SPARSE_ELSEWHERE = 64
 
-# To walk down so many columns is faster than to sort what a walk along the rows finds, with more of them slower.
-FEW_COLUMNS = 64
-
 # Rows of a tile: enough for a matrix product, few enough that a group of few rows wastes little.
 TILE_ROWS = 32
 
@@ -41,13 +38,9 @@ def is_sparse(weight: Tensor) -> bool:
 
 def pairs_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The weights (n, K) that are not zero: their rows, components in ascending order, and values, all (m,)."""
-    if weight.shape[1] <= FEW_COLUMNS:
-        component, row = weight.T.nonzero(as_tuple=True)
-    else:
-        row, component = weight.nonzero(as_tuple=True)
-        component, order = component.sort(stable=True)
-        row = row[order]
-    return row, component, weight[row, component]
+    by_component = weight.T
+    component, row = by_component.nonzero(as_tuple=True)
+    return row, component, by_component[component, row]
 
 
 def rows_of(mask: Tensor) -> tuple[Tensor, ...]:

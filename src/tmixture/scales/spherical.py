@@ -39,10 +39,10 @@ class SphericalScale(ExpandedScale):
     def whiten(self, x: Tensor, components: Tensor) -> Tensor:
         return x * self.whitening[components, None]
 
-    def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
+    def expansion(self, means: Tensor) -> tuple[Tensor, Tensor]:
         precision = self.whitening.square()[..., None]
-        coefficients = torch.cat([-2 * precision * means, precision], dim=-1)
-        return self.expanded(features, coefficients, (precision * means.square()).sum(-1))
+        slope = precision * means
+        return torch.cat([-2 * slope, precision], dim=-1), (slope * means).sum(-1)
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -n_features * exact(self.whitening).log()

@@ -30,8 +30,8 @@ class TiedScale(Scale):
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         z, centres = features @ self.whitening.T, means @ self.whitening.T
-        squares = z.square().sum(1, keepdim=True) + centres.square().sum(1)
-        return torch.addmm(squares, z, centres.T, alpha=-2).clamp_(min=0)
+        squares = z.square().sum(1) + centres.square().sum(1, keepdim=True)
+        return torch.addmm(squares, centres, z.T, alpha=-2).clamp_(min=0).T
 
     def half_log_det(self, n_features: int) -> Tensor:
         return -exact(self.whitening.diagonal()).log().sum()
@@ -49,8 +49,8 @@ class TiedScale(Scale):
     def scatter_shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return (n_features, n_features)
 
-    def reference(self, means: Tensor, apart: Tensor) -> Tensor:
-        return torch.zeros_like(means)
+    def reference(self, means: Tensor, apart: Tensor) -> None:
+        return None
 
     def accumulate(self, moments: Moments, features: Tensor, shares: Shares) -> None:
         moments.first.add_(weighted_sums(shares.weight, features))
