@@ -54,10 +54,13 @@ def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
     These take the place of the latter.
     """
     top = joint.amax(1, keepdim=True)
-    # Exact zeros let the M-step skip most rows. They come after the exponential, which takes several times as long
-    # where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an outlier's u
+    # Exact zeros let the M-step skip most rows. They come after the exponential, which takes several times as long in
+    # float32 where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an outlier's u
     # is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
-    relative = joint.sub_(top).clamp_(min=math.log(negligible(joint.dtype))).exp_()
+    relative = joint.sub_(top)
+    if relative.dtype is not torch.float64:
+        relative.clamp_(min=math.log(negligible(joint.dtype)))
+    relative.exp_()
     torch.threshold_(relative, 1.001 * negligible(joint.dtype), 0.0)
     total = relative.sum(1, keepdim=True)
     return (top + total.log())[:, 0], relative.div_(total)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.arrays import as_array, as_tensor, check_dense, check_finite
-from tmixture.numerics import exact
+from tmixture.numerics import SUM_ROWS, exact
 from tmixture.shards import open_rows
 
 Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
@@ -223,8 +223,9 @@ def chunk_size(n_components: int, n_features: int, *, cached: bool = False) -> i
     size = max(256, min(16384, CHUNK_ELEMENTS // width))
     if not cached:
         return size
-    # There are about ten passes over (n, K) temporaries, and two over (n, d) and its squares.
-    return min(size, max(2048, CACHED_ELEMENTS // 2 // n_features), max(512, CACHED_ELEMENTS // 2 // n_components))
+    # What a row takes: itself and its squares, and about four temporaries of a number for each component.
+    rows = CACHED_ELEMENTS // 2 // (2 * n_features + 4 * n_components)
+    return min(size, max(SUM_ROWS, rows - rows % SUM_ROWS))
 
 
 def fitting_chunk_size(n_components: int, n_features: int, device: torch.device, *, matrices: bool) -> int:

@@ -168,9 +168,9 @@ class Density:
         error = self.expansion_error
         _, logs, joint = self._likelihood(distances + error, allowed)  # at the least
         threshold = relevance_threshold(joint.amax(1, keepdim=True))
-        closest = (distances[:, self.apart] - error[self.apart]).clamp_(min=0)
-        possible = ruled_out(self.joint(closest, self.apart), None if allowed is None else allowed[:, self.apart])
-        rows, which = (possible > threshold).nonzero(as_tuple=True)
+        # At the most: the slope of log T in δ is that at δ = 0 at the steepest, half an outlier weight.
+        slack = (error * self.most_weight)[self.apart, None]
+        which, rows = (joint.T[self.apart].add_(slack) > threshold.T).nonzero(as_tuple=True)
         components = self.apart[which]
         by_differences = self.scale.mahalanobis_of_pairs(features, self.means, rows, components)
         by_differences = by_differences.clamp_(max=torch.finfo(distances.dtype).max)
@@ -186,7 +186,8 @@ class Density:
         """How far an expanded distance (K,) from a component `apart` may be off; zero for the others."""
         error = torch.zeros_like(self.dof)
         error[self.apart] = EXPANSION_ERROR * torch.finfo(error.dtype).eps * self.distances.terms[self.apart]
-        error.nan_to_num_(nan=torch.inf)
+        huge = torch.finfo(error.dtype).max ** 0.5
+        error.nan_to_num_(nan=huge, posinf=huge)
         return error
 
     def _add_part(self, part: int, rows: tuple[Tensor, ...], distances: Tensor, features: Tensor) -> None:

@@ -229,8 +229,8 @@ def _expansion(
     """
     if rules.scale_update == "classic":
         return torch.ones_like(n)
-    nu = parameters.dof.to(n.dtype).clamp(max=1e12)
-    a, b, c = n * (nu / 2), w * nu, penalty
+    half = parameters.tails.half_dof
+    a, b, c = n * half, 2 * w * half, penalty
     if alive is not None:
         a, b = a * alive, b * alive
     if rules.shrinkage:

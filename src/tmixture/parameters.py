@@ -25,6 +25,8 @@ class Tails(NamedTuple):
     inverse_dof: Tensor
     most_weight: Tensor
     """(ν + d)/ν, the outlier weight at δ = 0."""
+    half_dof: Tensor
+    """ν/2, at most 1e12."""
     exponent: Tensor | None
     slope: Tensor | None
 
@@ -48,6 +50,7 @@ class Tails(NamedTuple):
             log_normalizer(nu, n_features),
             inverse := nu.reciprocal(),
             1 + n_features * inverse,
+            (nu / 2).clamp(max=1e12),
             None if all_gaussian else exponent,
             slope if any_gaussian else None,
         )
@@ -129,4 +132,4 @@ class Parameters:
 
         Every quantity computed about it is independent of it but for rounding, so no gradient flows through it.
         """
-        return (self.weights @ self.means).detach()
+        return self.means.T.mv(self.weights).detach()

@@ -17,7 +17,9 @@ def log_gamma_remainder(z: Tensor) -> Tensor:
     """`lgamma(z) − ((z−½)·log(z) − z + ½·log(2π))`, about 1/(12z): Stirling's series (DLMF 5.11.1)."""
     small, large = z.clamp(max=SERIES), z.clamp(min=SERIES)
     exact = torch.lgamma(small) - (small - 0.5) * small.log() + small - 0.5 * math.log(2 * math.pi)
-    series = (1 / 12 - (1 / 360 - (1 / 1260 - 1 / 1680 / large**2) / large**2) / large**2) / large
+    inverse = large.reciprocal()
+    q = inverse.square()
+    series = inverse * (1 / 12 - q * (1 / 360 - q * (1 / 1260 - q / 1680)))
     return torch.where(z < SERIES, exact, series)
 
 
@@ -31,8 +33,9 @@ def digamma_remainders(z: Tensor) -> tuple[Tensor, Tensor]:
     inverses = _inverses(z)
     last = inverses[..., -1]
     q = last.square()
-    trigamma = inverses.square().sum(-1) + last * (1 - last / 2 + q * (1 / 6 - q * (1 / 30 - q / 42)))
-    return _digamma_remainder(z, inverses), torch.maximum(z * trigamma - 1, 0.5 / z)
+    series = torch.sub(last * (1 + q * (1 / 6 - q * (1 / 30 - q / 42))), q, alpha=0.5)
+    slope = z * (inverses.square().sum(-1) + series) - 1
+    return _digamma_remainder(z, inverses), torch.maximum(slope, 0.5 / z)
 
 
 def _inverses(z: Tensor) -> Tensor:

@@ -99,8 +99,7 @@ class SufficientStatistics:
 
     def add_shares(self, responsibility: Tensor, mass: Tensor) -> None:
         """Add Σ_i s·r (K,) and Σ_i s·r·u (K,), in place."""
-        self.responsibility += responsibility
-        self.mass += mass
+        torch._foreach_add_([self.responsibility, self.mass], [responsibility, mass])
 
     def add_rows(self, log_likelihood: Tensor, weight: Tensor | None) -> None:
         """Count rows with these log p(x_i) (n,) and sample weights (n,), in place."""
