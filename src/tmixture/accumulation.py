@@ -55,8 +55,8 @@ def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
     """
     top = joint.amax(1, keepdim=True)
     # Exact zeros let the M-step skip most rows. They come after the exponential, which takes several times as long in
-    # float32 where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an outlier's u
-    # is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
+    # float32 where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an
+    # outlier's u is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
     relative = joint.sub_(top)
     if relative.dtype is not torch.float64:
         relative.clamp_(min=math.log(negligible(joint.dtype)))

@@ -233,7 +233,7 @@ def test_an_iteration_hardly_ever_waits_for_the_gpu(structure):
     ("structure", "learn_dof", "most"),
     [
         ("diag", False, 85),
-        ("diag", "component", 270),
+        ("diag", "component", 275),
         ("spherical", False, 90),
         ("tied", False, 105),
         ("full", False, 155),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from tmixture.host import number, set_number
 from tmixture.losses import settings
 from tmixture.losses.assignment import Assignment
 from tmixture.losses.comembership import CoMembershipLoss
+from tmixture.losses.distances import EuclideanDistance
 from tmixture.losses.health import complaint, effective_rank, readier
 from tmixture.losses.memory import EmbeddingMemory, Remembered
 from tmixture.losses.refit import refit_mixture
@@ -288,11 +290,13 @@ class ClusterLoss(BaseMetricLossFunction):
         self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor, *, mixed: bool
     ) -> Terms:
         """The terms on labels; `mixed` says that the references are the batch and further rows."""
-        tuples = None if self.miner is None else self.miner(embeddings, labels, ref_emb, ref_labels)
-        if mixed:
-            tuples = get_all_pairs_indices(labels, ref_labels) if tuples is None else tuples
-            tuples = _without_self(tuples)
-        return self.compute_loss(embeddings, labels, tuples, ref_emb, ref_labels)
+        distance = self.loss.distance
+        with distance.once() if isinstance(distance, EuclideanDistance) else nullcontext():
+            tuples = None if self.miner is None else self.miner(embeddings, labels, ref_emb, ref_labels)
+            if mixed:
+                tuples = get_all_pairs_indices(labels, ref_labels) if tuples is None else tuples
+                tuples = _without_self(tuples)
+            return self.compute_loss(embeddings, labels, tuples, ref_emb, ref_labels)
 
     def _soft_terms(
         self, embeddings: Tensor, own: Assignment, ref_emb: Tensor, refs: Assignment, *, apart: bool

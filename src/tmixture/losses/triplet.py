@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pytorch_metric_learning.distances import BaseDistance, LpDistance
+from pytorch_metric_learning.distances import BaseDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import BaseMiner, BatchHardMiner
 from pytorch_metric_learning.reducers import BaseReducer
@@ -12,6 +12,7 @@ from pytorch_metric_learning.regularizers import BaseRegularizer
 
 from tmixture import StudentTMixture
 from tmixture.losses.cluster_loss import ClusterLoss
+from tmixture.losses.distances import EuclideanDistance
 from tmixture.losses.miners import SemiHardMiner
 from tmixture.losses.settings import CALLS_PER_REFIT, WINDOW_ROWS, RefitPolicy, Weighting
 from tmixture.losses.weights import ClusterWeights, Frequency
@@ -60,7 +61,7 @@ class ClusterTripletLoss(ClusterLoss):
         shuffle: bool = False,
         nonfinite: Literal["raise", "skip"] = "raise",
     ) -> None:
-        distance = LpDistance(p=2) if distance is None else distance
+        distance = EuclideanDistance() if distance is None else distance
         super().__init__(
             mixture,
             TripletMarginLoss(

@@ -11,6 +11,7 @@ from pytorch_metric_learning.miners import BatchHardMiner, TripletMarginMiner
 from pytorch_metric_learning.reducers import SumReducer
 
 from tmixture.losses import ClusterTripletLoss, SemiHardMiner
+from tmixture.losses.distances import EuclideanDistance
 
 from .helpers import clustered, fitted, leaf
 
@@ -120,6 +121,35 @@ def test_autocast_gives_the_float32_answer(dtype):
     assert layer.weight.grad.abs().sum() > 0
 
 
+def test_distances_within_a_batch_are_those_of_pytorch_metric_learning():
+    x = torch.randn(300, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[1] = 3 * x[0]  # no distance, and no gradient through it
+    pull = torch.randn(300, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = []
+    for distance in (EuclideanDistance(), LpDistance(p=2)):
+        embeddings = leaf(x)
+        distances = distance(embeddings, embeddings)
+        off_diagonal = distances.detach() > 1e-6
+        (distances * pull * off_diagonal).sum().backward()
+        results.append((distances.detach() * off_diagonal, embeddings.grad))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_distances_are_taken_once_where_they_are_asked_for_twice():
+    distance, x, other = EuclideanDistance(), leaf(torch.randn(5, 3)), torch.randn(4, 3)
+    with distance.once():
+        with torch.no_grad():
+            mined = distance(x, x)
+        assert not mined.requires_grad
+        assert distance(x).requires_grad
+        assert distance(x).data_ptr() == mined.data_ptr()
+        assert distance(x, other).shape == (5, 4)
+    assert distance(x).data_ptr() != mined.data_ptr()
+    with torch.no_grad(), distance.once():
+        assert not distance(x).requires_grad
+
+
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_fast_products_of_the_network_are_not_those_of_the_loss(precision, monkeypatch):
     seen, compute = [], LpDistance.compute_mat
@@ -137,7 +167,7 @@ def test_fast_products_of_the_network_are_not_those_of_the_loss(precision, monke
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert len(seen) == 2  # the miner's and the loss's
+    assert len(seen) == 1  # the miner and the loss share their distances
     assert set(seen) == {"ieee"}
 
 
