@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tmixture.distributions import MultivariateStudentT
     from tmixture.divergence import component_divergence, mixture_divergence
     from tmixture.lowrank_student_t import LowRankMultivariateStudentT
+    from tmixture.many.together import ManyMixtures, fit_many
     from tmixture.merging import merge_components
     from tmixture.mixture import StudentTMixture
     from tmixture.priors import Prior
@@ -22,12 +23,14 @@ __all__ = [
     "ConvergenceWarning",
     "DirectionalMixture",
     "LowRankMultivariateStudentT",
+    "ManyMixtures",
     "MultivariateStudentT",
     "PowerDecay",
     "Prior",
     "StudentTMixture",
     "SufficientStatistics",
     "component_divergence",
+    "fit_many",
     "merge_components",
     "mixture_divergence",
     "select_components",
@@ -38,12 +41,14 @@ _HOMES = {
     "ConvergenceWarning": "diagnostics",
     "DirectionalMixture": "directional",
     "LowRankMultivariateStudentT": "lowrank_student_t",
+    "ManyMixtures": "many.together",
     "MultivariateStudentT": "distributions",
     "PowerDecay": "step_sizes",
     "Prior": "priors",
     "StudentTMixture": "mixture",
     "SufficientStatistics": "statistics",
     "component_divergence": "divergence",
+    "fit_many": "many.together",
     "merge_components": "merging",
     "mixture_divergence": "divergence",
     "select_components": "selection",

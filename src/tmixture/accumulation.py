@@ -49,11 +49,11 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
 
 
 def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
-    """Log p(x_i) (n,) and the responsibilities (n, K), exactly zero where negligible, from log π_k·T_k(x_i) (n, K).
+    """Log p(x_i) (…, n) and responsibilities (…, n, K), exactly zero where negligible, from log π_k·T_k(x_i) (…, n, K).
 
     These take the place of the latter.
     """
-    top = joint.amax(1, keepdim=True)
+    top = joint.amax(-1, keepdim=True)
     # Exact zeros let the M-step skip most rows. They come after the exponential, which takes several times as long in
     # float32 where it has an infinity to work on or a denormal number to make. The cut is on r and not on r·u: an
     # outlier's u is tiny, but its share r·u·(x−μ)(x−μ)ᵀ of the scatter is as large as anybody's.
@@ -62,8 +62,8 @@ def evidence(joint: Tensor) -> tuple[Tensor, Tensor]:
         relative.clamp_(min=math.log(negligible(joint.dtype)))
     relative.exp_()
     torch.threshold_(relative, 1.001 * negligible(joint.dtype), 0.0)
-    total = relative.sum(1, keepdim=True)
-    return (top + total.log())[:, 0], relative.div_(total)
+    total = relative.sum(-1, keepdim=True)
+    return (top + total.log())[..., 0], relative.div_(total)
 
 
 def accumulate_incomplete(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> None:

@@ -37,6 +37,18 @@ def warn_of_no_convergence(tol: float, max_iter: int) -> None:
         )
 
 
+def warn_of(parameters: Parameters, converged: bool, dtype: torch.dtype, tol: float, max_iter: int) -> None:
+    """Warn of parameters that a dtype does not hold, and of a fit that has not converged."""
+    rounded = features_lost_to_rounding(parameters, dtype)
+    if rounded:
+        warn(
+            f"features {rounded[:10]} lie so far from zero that means in {dtype} miss them by more than "
+            f"{ROUNDING_TOLERANCE:g} standard deviations: centre the features, or use dtype=torch.float64."
+        )
+    if not converged:
+        warn_of_no_convergence(tol, max_iter)
+
+
 def warn_about(fit: Fit, rules: Rules, dtype: torch.dtype, *, tol: float, max_iter: int) -> None:
     """Warn of what is worth knowing about a finished fit.
 
@@ -55,14 +67,7 @@ def warn_about(fit: Fit, rules: Rules, dtype: torch.dtype, *, tol: float, max_it
             "rows have equal values: their likelihood has no bound there, whatever these rows mean. Try n_init=10, "
             "fewer components, a larger reg_covar, or a covariance_type with fewer parameters."
         )
-    rounded = features_lost_to_rounding(fit.step.parameters, dtype)
-    if rounded:
-        warn(
-            f"features {rounded[:10]} lie so far from zero that means in {dtype} miss them by more than "
-            f"{ROUNDING_TOLERANCE:g} standard deviations: centre the features, or use dtype=torch.float64."
-        )
-    if not fit.step.converged:
-        warn_of_no_convergence(tol, max_iter)
+    warn_of(fit.step.parameters, fit.step.converged, dtype, tol, max_iter)
     if not rules.learn_dof:
         return
     dof, (low, high) = fit.step.parameters.dof, rules.dof_bounds

@@ -55,6 +55,11 @@ class Tails(NamedTuple):
             slope if any_gaussian else None,
         )
 
+    def take(self, components: Tensor, dof: Tensor) -> Tails:
+        """Those of some components, whose ν is given."""
+        parts = (None if part is None else part[components] for part in self[1:])
+        return Tails(dof, *parts)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -114,9 +119,10 @@ class Parameters:
 
     def take(self, components: Tensor) -> Parameters:
         """The parameters with the given components in the given order; the weights are not renormalised."""
-        return Parameters(
-            self.weights[components], self.means[components], self.scale.take(components), self.dof[components]
-        )
+        dof, tails = self.dof[components], self.known_tails
+        if tails is not None and tails.dof is self.dof:
+            tails = tails.take(components, dof)
+        return Parameters(self.weights[components], self.means[components], self.scale.take(components), dof, tails)
 
     def marginal(self, features: Tensor) -> Parameters:
         """Those of the mixture of some features alone, by their indices (m,)."""

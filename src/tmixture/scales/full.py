@@ -12,10 +12,12 @@ from typing_extensions import Self
 
 from tmixture.numerics import exact
 from tmixture.scales.base import Scale
-from tmixture.scales.cholesky import inverse_of, row_blocks, squared_norm_of_whitened, whitening_of
+from tmixture.scales.cholesky import inverse_of, row_blocks, squared_norm_of_whitened, whitening_of, whitenings_of
 
 # Rows of W in the first part of a distance.
 SMALLEST_PART = 32
+# Up to so many features all matrices are worked on at once.
+FEW_FEATURES = 32
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class FullScale(Scale):
         def covariance(k: int) -> Tensor:
             return (scatter[k] + added[k].diag()) / denominator[k]
 
+        if n_features <= FEW_FEATURES:  # calls would cost more than memory
+            return type(self)(whitenings_of((scatter + torch.diag_embed(added)) / denominator[:, None, None]))
         factors, failures = torch.empty_like(scatter), []
         for k in range(len(scatter)):
             factor, failure = torch.linalg.cholesky_ex(covariance(k))

@@ -1,0 +1,1 @@
+"""Many small mixtures, each of a data set of its own, fitted together."""
