@@ -4,6 +4,9 @@ Each library does so many iterations from the same means, in turn and on one thr
 a ratio is the median of the ratios within a round, with its quartiles. scikit-learn's mixture is Gaussian, and the
 measure of all columns.
 
+Below, whole fits with each library's defaults, its start and its stopping rule included: of one small data set, and of
+a hundred, one after the other and by `fit_many`.
+
     python -m benchmarks.small
 """
 
@@ -22,7 +25,7 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 from benchmarks.report import processor
-from tmixture import StudentTMixture
+from tmixture import StudentTMixture, fit_many
 
 HERE = Path(__file__).parent
 SHAPES = (  # N, d, K, structure, dtype
@@ -44,9 +47,9 @@ SECONDS, MOST_ITERATIONS = 0.5, 200
 Iterations = Callable[[int], Any]
 
 
-def rows(n: int, d: int, K: int, dtype: str) -> np.ndarray:
+def rows(n: int, d: int, K: int, dtype: str, seed: int = 0) -> np.ndarray:
     """Overlapping clusters, so that no iteration is spared."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return (2 * rng.normal(size=(K, d))[rng.integers(K, size=n)] + rng.normal(size=(n, d))).astype(dtype)
 
 
@@ -119,14 +122,48 @@ def measure(shape: tuple[int, int, int, str, str], rounds: int, most: int) -> di
     return {name: np.array(values) for name, values in times.items()}
 
 
+def whole_fits(rounds: int, count: int) -> list[str]:
+    """Lines of the table of whole fits, in milliseconds per data set, and as ratios to scikit-learn's."""
+    lines = ["| data | scikit-learn, Gaussian | Student-t | Student-t, `fit_many` |", "|---|---|---|---|"]
+    for sets, n, d, K in ((1, 150, 4, 3), (count, 200, 8, 4)):
+        runs = _whole(np.stack([rows(n, d, K, "float32", seed) for seed in range(sets)]), K)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(rounds + 1):  # the first is not counted
+            for name, run in runs.items():
+                begin = time.perf_counter()
+                run()
+                times[name] += [time.perf_counter() - begin] if number else []
+        theirs, *others = (np.array(seconds) for seconds in times.values())
+        cells = [f"{sets} × {n} × {d}, K = {K}, diag", f"{1000 * np.median(theirs) / sets:.3g} ms"]
+        for own in others:
+            cells.append(f"{1000 * np.median(own) / sets:.3g} ms ({quartiles(own / theirs)})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _whole(data: np.ndarray, K: int) -> dict[str, Callable[[], Any]]:
+    """What fits to all data sets (B, n, d), scikit-learn first."""
+    d = data.shape[2]
+    return {
+        "scikit-learn": lambda: [GaussianMixture(K, covariance_type="diag", random_state=0).fit(x) for x in data],
+        "alone": lambda: [StudentTMixture(K, d, generator=0).fit(x) for x in data],
+        "together": lambda: fit_many(StudentTMixture(K, d, generator=0), data),
+    }
+
+
+def quartiles(ratios: np.ndarray) -> str:
+    """The median of ratios, and their quartiles."""
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return f"× {middle:.2f}, {low:.2f} … {high:.2f}"
+
+
 def row(shape: tuple[int, int, int, str, str], times: dict[str, np.ndarray]) -> str:
     """A line of the table."""
     n, d, K, structure, dtype = shape
     (_, theirs), *others = times.items()
     cells = [f"{n:,} × {d}, K = {K}, {structure}, {dtype}", f"{1000 * np.median(theirs):.3g}"]
     for _, own in others:
-        low, middle, high = np.quantile(own / theirs, [0.25, 0.5, 0.75])
-        cells.append(f"{1000 * np.median(own):.3g} (× {middle:.2f}, {low:.2f} … {high:.2f})")
+        cells.append(f"{1000 * np.median(own):.3g} ({quartiles(own / theirs)})")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -136,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of them, from the first")
     parser.add_argument("--iterations", type=int, default=MOST_ITERATIONS, help="at most, in a timing")
+    parser.add_argument("--sets", type=int, default=100, help="data sets that are fitted at once")
     parser.add_argument("--output", type=Path, default=HERE)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -147,11 +185,13 @@ def main() -> None:
             times = measure(shape, asked.rounds, asked.iterations)
             lines.append(row(shape, times))
             print(lines[-1], flush=True)
+        fits = whole_fits(asked.rounds, asked.sets)
     torch.set_num_threads(threads)
     names = list(times)
     head = ["| data | " + " | ".join(f"{name}, ms" for name in names) + " |", "|---" * (1 + len(names)) + "|"]
     where = f"{asked.rounds} rounds on {processor()}, torch {torch.__version__}. `python -m benchmarks.small`"
-    text = ["# Small data and few features", "", __doc__.split("\n\n")[1], "", where, "", *head, *lines, ""]
+    one, whole = __doc__.split("\n\n")[1:3]
+    text = ["# Small data and few features", "", one, "", where, "", *head, *lines, "", whole, "", *fits, ""]
     (asked.output / "SMALL.md").write_text("\n".join(text))
 
 

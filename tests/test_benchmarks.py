@@ -110,12 +110,15 @@ def test_starts(tmp_path, monkeypatch, capsys):
 
 def test_small_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        sys, "argv", ["small", "--rounds", "2", "--shapes", "2", "--iterations", "4", "--output", str(tmp_path)]
+        sys,
+        "argv",
+        ["small", "--rounds", "2", "--shapes", "2", "--iterations", "4", "--sets", "3", "--output", str(tmp_path)],
     )
     small.main()
     text = (tmp_path / "SMALL.md").read_text()
     assert "| 150 × 4, K = 3, diag, float32 | " in text
-    assert text.count("(× ") >= 6
+    assert text.count("(× ") >= 10
+    assert "| 3 × 200 × 8, K = 4, diag | " in text
 
 
 def test_few_labels_are_compared_with_their_controls(tmp_path, monkeypatch):
