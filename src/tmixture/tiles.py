@@ -15,7 +15,7 @@ from tmixture.chunks import CACHED_ELEMENTS, Chunk
 from tmixture.density import EXPANSION_ERROR, Density, relevance_threshold
 from tmixture.scales.base import EXPANDED_LIMIT
 from tmixture.scales.expanded import ExpandedScale
-from tmixture.scales.pairs import TILE_ROWS, tiles
+from tmixture.scales.pairs import TILE_ROWS, rows_at, tiles
 from tmixture.statistics import SufficientStatistics
 
 
@@ -45,7 +45,7 @@ def accumulate(
     block = CACHED_ELEMENTS // ((2 * neighbours.shape[1] + TILE_ROWS) * density.scale.width(density.n_features))
     for rows, filled, home in zip(*(part.split(max(1, block)) for part in tiles(homes, len(neighbours)))):
         candidates = neighbours[home]
-        distances, joint = relevant(density, chunk.x[rows], home, candidates)
+        distances, joint = relevant(density, rows_at(chunk.x, rows), home, candidates)
         evidence, responsibilities = accumulation.evidence(joint.flatten(0, 1))
         responsibilities = responsibilities.view(joint.shape)
         log_likelihood[rows] = evidence.view(rows.shape)
@@ -83,8 +83,9 @@ def relevant(density: Density, x: Tensor, home: Tensor, candidates: Tensor) -> t
         candidates: (B, C).
     """
     scale, components = _expanded(density), candidates[:, None]
-    y = density.centred(x) - density.means[home][:, None]
-    means = density.means[candidates] - density.means[home][:, None]
+    reference = rows_at(density.means, home)[:, None]
+    y = density.centred(x) - reference
+    means = rows_at(density.means, candidates) - reference
     largest = torch.finfo(means.dtype).max
     distances = scale.take(candidates).mahalanobis(scale.features(y), means).clamp_(max=largest)
     terms = scale.whiten(means, candidates).square().sum(2)[:, None]
@@ -110,7 +111,7 @@ def _add_moments(
     moments = statistics.first.new_zeros(len(reference), width)
     for pairs in components.argsort(stable=True).split(max(1, CACHED_ELEMENTS // width)):
         owner = components[pairs]
-        y = density.centred(x[rows[pairs]]) - reference[owner]
+        y = density.centred(rows_at(x, rows[pairs])) - rows_at(reference, owner)
         scale.add_points(moments, y, owner, weight[pairs])
     scale.add_moments(statistics.first, statistics.scatter, moments)
 

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from tmixture.numerics import exact
 from tmixture.scales.expanded import ExpandedScale
+from tmixture.scales.pairs import rows_at
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class DiagonalScale(ExpandedScale):
         return torch.mul(x, x, out=out)
 
     def whiten(self, x: Tensor, components: Tensor) -> Tensor:
-        return x * self.whitening[components]
+        return x * rows_at(self.whitening, components)
 
     def expansion(self, means: Tensor) -> tuple[Tensor, Tensor]:
         precision = self.whitening.square()

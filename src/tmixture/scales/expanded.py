@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tmixture.chunks import CACHED_ELEMENTS
 from tmixture.scales.base import Distances, Moments, Scale, Shares
-from tmixture.scales.pairs import add_pairs, pairs_of, weighted_sums
+from tmixture.scales.pairs import add_pairs, pairs_of, rows_at, weighted_sums
 
 
 class ExpandedScale(Scale):
@@ -47,8 +47,8 @@ class ExpandedScale(Scale):
         return ExpandedDistances(self, means)
 
     def mahalanobis_of_pairs(self, features: Tensor, means: Tensor, rows: Tensor, components: Tensor) -> Tensor:
-        centred = features[:, : means.shape[1]].index_select(0, rows).sub_(means[components])
-        return self.whiten(centred, components).square().sum(1)
+        centred = features[:, : means.shape[1]].index_select(0, rows).sub_(rows_at(means, components))
+        return self.whiten(centred, components).square_().sum(1)
 
     def reference(self, means: Tensor, apart: Tensor) -> Tensor | None:
         return torch.zeros_like(means).index_copy(0, apart, means[apart]) if len(apart) else None
@@ -81,7 +81,7 @@ class ExpandedScale(Scale):
         row, which, value = pairs_of(weight.T[apart].T)
         block = max(1, CACHED_ELEMENTS // features.shape[1])
         for rows, owner, w in zip(row.split(block), apart[which].split(block), value.split(block)):
-            y = features[:, : means.shape[1]].index_select(0, rows).sub_(means[owner])
+            y = features[:, : means.shape[1]].index_select(0, rows).sub_(rows_at(means, owner))
             self.add_points(moments, y, owner, w)
         return moments
 

@@ -18,7 +18,7 @@ from tmixture.numerics import exact
 from tmixture.scales.base import Distances, Moments, Scale, Shares
 from tmixture.scales.diag import DiagonalScale
 from tmixture.scales.full import FullScale
-from tmixture.scales.pairs import TILE_ROWS, pairs_of, tiles
+from tmixture.scales.pairs import TILE_ROWS, pairs_of, rows_at, tiles
 
 # Share of the variance that the loadings of `diagonal` explain: enough for the first M-steps to turn them.
 START_COMMUNALITY = 0.1
@@ -148,8 +148,8 @@ class LowRankScale(Scale):
         for pairs, filled, owner in zip(*(part.split(block) for part in tiles(components, K))):
             y = features.new_empty(*pairs.shape, d + q)  # x − μ and the factors
             x = features[:, :d].index_select(0, rows[pairs].flatten()).view(*pairs.shape, d)
-            torch.sub(x, moments.means[owner][:, None], out=y[:, :, :d])
-            y[:, :, d:] = y[:, :, :d] @ projection[owner].mT
+            torch.sub(x, rows_at(moments.means, owner)[:, None], out=y[:, :, :d])
+            y[:, :, d:] = y[:, :, :d] @ projection.index_select(0, owner).mT
             share = (value[pairs] * filled)[:, None]
             weighted = torch.cat([share, share * y[:, :, d:].mT], dim=1)
             sums.index_add_(0, owner, exact(weighted @ y))

@@ -37,7 +37,7 @@ class SphericalScale(ExpandedScale):
         return torch.sum(x.square(), dim=-1, keepdim=True, out=out)
 
     def whiten(self, x: Tensor, components: Tensor) -> Tensor:
-        return x * self.whitening[components, None]
+        return x * self.whitening[components][..., None]
 
     def expansion(self, means: Tensor) -> tuple[Tensor, Tensor]:
         precision = self.whitening.square()[..., None]
