@@ -37,6 +37,7 @@ SHAPES = (  # N, d, K, structure, dtype
     (200_000, 8, 10, "diag", "float32"),
     (50_000, 64, 10, "diag", "float32"),
     (50_000, 64, 10, "full", "float32"),
+    (20_000, 512, 40, "diag", "float32"),
 )
 OURS = {
     "Gaussian": {"dof": float("inf")},
