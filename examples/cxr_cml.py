@@ -6,6 +6,7 @@
 
 The script reads as the paper's method section: the data and its splits, the starting point, the arms that are trained
 from it with the same data order, the zero-shot evaluation, the report. Its parts are the modules of `examples/cxr`.
+Needs the extra `examples`.
 Everything finished is kept in `--output`: run again after a kill, it goes on where it was.
 """
 

@@ -1,6 +1,7 @@
 """Train a CLIP model of Hugging Face with a cluster loss beside its own, in a plain loop.
 
-The marked lines are all that is added. The data are synthetic; put your own batches in their place.
+The marked lines are all that is added. The data are synthetic; put your own batches in their place. Needs the
+extra `huggingface`.
 
     python examples/huggingface_clip.py                                       # a tiny model with random weights
     python examples/huggingface_clip.py --model openai/clip-vit-base-patch32  # yours, or one to download

@@ -1,7 +1,7 @@
 """A LightningModule that learns images without labels: SimCLR with a cluster loss beside it.
 
 The loss is a part of the module: Lightning moves it, switches it to eval mode for validation, and saves its mixture
-with every checkpoint. The data are synthetic. Needs lightning and transformers.
+with every checkpoint. The data are synthetic. Needs the extra `lightning`.
 
     python examples/lightning_module.py                                      # a tiny model with random weights
     python examples/lightning_module.py --model google/vit-base-patch16-224  # yours, or one to download

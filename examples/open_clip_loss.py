@@ -2,6 +2,7 @@
 
 `ClipClusterLoss` takes the place of `open_clip.ClipLoss`: what its `create_loss` returns, `open_clip_train` calls with
 the model's output, and adds up the losses by name. The loop below does the same. The data are synthetic.
+Needs the extra `open-clip`.
 
     python examples/open_clip_loss.py                                                # a tiny model with random weights
     python examples/open_clip_loss.py --model ViT-B-32 --pretrained laion2b_s34b_b79k  # weights to download

@@ -1,7 +1,7 @@
 """Train a CLIP model with the Trainer of Hugging Face and a cluster loss.
 
 The loss becomes a part of the model: checkpoints hold its mixture. The data are synthetic; put yours in their place.
-With --model NAME, real weights take the place of a tiny random model. Needs transformers and accelerate.
+With --model NAME, real weights take the place of a tiny random model. Needs the extra `huggingface`.
 """
 
 from __future__ import annotations
