@@ -61,6 +61,15 @@ class TruncatedExpectation:
         n_candidates: C.
     """
 
+    chunks: Chunks
+    dtype: torch.dtype
+    n_candidates: int
+    rules: Rules
+    passes: int
+    next_rest: int
+    rest: int
+    search_due: int
+
     def __init__(self, chunks: Chunks, rules: Rules, dtype: torch.dtype, n_candidates: int) -> None:
         self.chunks, self.rules, self.dtype, self.n_candidates = chunks, rules, dtype, n_candidates
         self.sets: CandidateSets | None = None

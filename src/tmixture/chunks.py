@@ -82,6 +82,13 @@ class Chunks:
         allow_missing: whether a value may be missing, which NaN says.
     """
 
+    shards: list[Any] | Iterable[Any]
+    weight_unit: float
+    responsibilities: Tensor | None
+    component_labels: Tensor
+    labels: Tensor | None
+    in_order: bool
+
     def __init__(
         self,
         data: Data,

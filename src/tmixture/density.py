@@ -16,7 +16,7 @@ from tmixture.chunks import chunk_size
 from tmixture.dof import expected_log_correction
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
-from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT, FLOAT64_LIMIT
+from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT, FLOAT64_LIMIT, Distances, Scale
 from tmixture.scales.pairs import rows_of
 
 # The error of an expanded distance, in rounding errors of the terms that cancel in it, at most.
@@ -58,6 +58,20 @@ class Density:
         apart: indices of the components that `relevant` and the moments treat apart: none, but for what
             `working_density` finds.
     """
+
+    origin: Tensor
+    means: Tensor
+    scale: Scale
+    constant: Tensor
+    log_weights: Tensor
+    dof: Tensor
+    inverse_dof: Tensor
+    most_weight: Tensor
+    exponent: Tensor | None
+    slope: Tensor | None
+    apart: Tensor
+    distances: Distances
+    joint_constant: Tensor
 
     def __init__(self, parameters: Parameters, dtype: torch.dtype) -> None:
         d = parameters.n_features

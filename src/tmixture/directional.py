@@ -22,6 +22,7 @@ from tmixture.em import what_is_left
 from tmixture.notices import each_once
 from tmixture.numerics import column_sums, cross_moments, exact
 from tmixture.precision import exact_arithmetic, full_precision
+from tmixture.settings import Init
 from tmixture.sphere import FAMILIES
 from tmixture.step_sizes import PowerDecay, StepSize, rate_of
 
@@ -111,6 +112,18 @@ class DirectionalMixture(nn.Module):
         torch.Size([5])
     """
 
+    n_components: int
+    n_features: int
+    family: str
+    init: str | Tensor
+    n_init: int
+    max_iter: int
+    tol: float
+    step_size: StepSize
+    chunk_size: int | None
+    generator: torch.Generator | int | None
+    converged_: bool
+    n_iter_: int
     __call__: Callable[..., Tensor]
     weights: Tensor
     directions: Tensor
@@ -125,7 +138,7 @@ class DirectionalMixture(nn.Module):
         n_features: int,
         *,
         family: Literal["von_mises_fisher", "cauchy"] = "von_mises_fisher",
-        init: str | Tensor | np.ndarray = "kmeans",
+        init: Init | Tensor | np.ndarray = "kmeans",
         n_init: int = 1,
         max_iter: int = 100,
         tol: float = 1e-4,

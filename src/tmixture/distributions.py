@@ -50,6 +50,8 @@ class MultivariateStudentT(Distribution):
         ValueError: If not exactly one matrix is given, or a shape, dtype or value does not fit.
     """
 
+    df: Tensor
+    loc: Tensor
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "df": constraints.positive,
         "loc": constraints.real_vector,
@@ -57,7 +59,7 @@ class MultivariateStudentT(Distribution):
         "scale_matrix": constraints.positive_definite,
         "precision_matrix": constraints.positive_definite,
     }
-    support = constraints.real_vector
+    support: ClassVar[constraints.Constraint] = constraints.real_vector
     has_rsample = True
 
     def __init__(

@@ -41,13 +41,15 @@ class LowRankMultivariateStudentT(Distribution):
         ValueError: If a shape, dtype or value does not fit.
     """
 
+    rank: int
+    df: Tensor
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "df": constraints.positive,
         "loc": constraints.real_vector,
         "cov_factor": constraints.independent(constraints.real, 2),
         "cov_diag": constraints.independent(constraints.positive, 1),
     }
-    support = constraints.real_vector
+    support: ClassVar[constraints.Constraint] = constraints.real_vector
     has_rsample = True
 
     def __init__(

@@ -21,6 +21,7 @@ from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
 from tmixture.priors import Prior
 from tmixture.scales import STRUCTURES
+from tmixture.settings import CovarianceType, Init
 from tmixture.step_sizes import PowerDecay, StepSize
 
 
@@ -109,6 +110,23 @@ class StudentTMixture(MixtureModel):
         torch.Size([5])
     """
 
+    reg_covar: float | Literal["auto"]
+    init: str | Tensor
+    n_init: int
+    max_iter: int
+    tol: float
+    anchor_rows: float
+    prior: Prior | None
+    scale_update: Literal["px", "classic"]
+    step_size: StepSize
+    max_candidates: int | None
+    generator: torch.Generator | int | None
+    n_iter_: int
+    converged_: bool
+    history_: list[float]
+    n_reseeded_: int
+    disagreement_: float | None
+
     def __init__(
         self,
         n_components: int,
@@ -116,10 +134,10 @@ class StudentTMixture(MixtureModel):
         *,
         dof: float | Tensor | list[float] = 4.0,
         learn_dof: Literal[False, "shared", "component"] = False,
-        covariance_type: str = "diag",
+        covariance_type: CovarianceType = "diag",
         rank: int | None = None,
         reg_covar: float | Literal["auto"] = "auto",
-        init: str | Tensor | np.ndarray = "kmeans",
+        init: Init | Tensor | np.ndarray = "kmeans",
         n_init: int = 1,
         max_iter: int = 100,
         tol: float = 1e-4,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
+from typing_extensions import Unpack
 
 from tmixture import notices, validation
 from tmixture.chunks import Data
 from tmixture.initialization import TooFewRowsError
 from tmixture.mixture import StudentTMixture
 from tmixture.scales import STRUCTURES
+from tmixture.settings import CovarianceType, FitSettings
 
 Criterion = Literal["bic", "aic", "icl"]
 
@@ -93,9 +95,9 @@ def select_components(
     sample_weight: Tensor | np.ndarray | None = None,
     *,
     criterion: Criterion = "bic",
-    covariance_type: str | Iterable[str] = "diag",
+    covariance_type: CovarianceType | Iterable[CovarianceType] = "diag",
     rank: int | None = None,
-    **settings: Any,
+    **settings: Unpack[FitSettings],
 ) -> Selection:
     """Fit a mixture for each number of components, and choose by a criterion.
 
@@ -123,10 +125,11 @@ def select_components(
     criterion = validation.one_of(criterion, ("bic", "aic", "icl"), "criterion")
     if isinstance(n_components, (int, np.integer)):
         raise ValueError(f"n_components must be the numbers to try, such as [{n_components}], got {n_components}")
+    structures: list[CovarianceType]
     structures = [covariance_type] if isinstance(covariance_type, str) else list(dict.fromkeys(covariance_type))
     with_rank = [structure for structure in structures if structure in STRUCTURES and STRUCTURES[structure].takes_rank]
 
-    def unfitted(K: int, structure: str) -> StudentTMixture:
+    def unfitted(K: int, structure: CovarianceType) -> StudentTMixture:
         own_rank = rank if structure in with_rank or not with_rank else None
         return StudentTMixture(K, n_features, covariance_type=structure, rank=own_rank, **settings)
 

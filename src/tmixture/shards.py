@@ -45,6 +45,13 @@ class Shards:
         ValueError: a file cannot be read or does not hold rows of this width; or rows with gaps are to be normalised.
     """
 
+    name: str | None
+    normalize: bool
+    paths: list[Path]
+    title: str
+    n_features: int
+    lengths: list[int]
+
     def __init__(
         self,
         paths: list[Path],

@@ -22,6 +22,7 @@ from tmixture.chunks import chunk_size
 from tmixture.mixture import StudentTMixture
 from tmixture.priors import Prior
 from tmixture.scales import Scale
+from tmixture.settings import CovarianceType, Init
 
 FLOATS = [np.float64, np.float32]
 # Settings that `StudentTMixture` does not share.
@@ -100,10 +101,10 @@ class StudentTMixtureClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         *,
         dof: float | list[float] = 4.0,
         learn_dof: Literal[False, "shared", "component"] = False,
-        covariance_type: str = "diag",
+        covariance_type: CovarianceType = "diag",
         rank: int | None = None,
         reg_covar: float | Literal["auto"] = "auto",
-        init: str | np.ndarray = "kmeans",
+        init: Init | np.ndarray = "kmeans",
         weights_init: np.ndarray | None = None,
         precisions_init: np.ndarray | None = None,
         n_init: int = 1,

@@ -64,7 +64,7 @@ class VonMisesFisher(Family):
     """κ from 0, uniform, to what float64 tells from a point."""
 
     name = "von_mises_fisher"
-    most = 1e8
+    most: ClassVar[float] = 1e8
 
     def log_normalizer(self, concentration: np.ndarray, d: int) -> np.ndarray:
         h, kappa = d / 2 - 1, np.maximum(concentration, 1e-300)
@@ -110,7 +110,7 @@ class SphericalCauchy(Family):
     """ρ from 0, uniform, to 1."""
 
     name = "cauchy"
-    most = 1 - 1e-12
+    most: ClassVar[float] = 1 - 1e-12
 
     def log_normalizer(self, concentration: np.ndarray, d: int) -> np.ndarray:
         uniform = special.gammaln(d / 2) - math.log(2) - d / 2 * math.log(math.pi)

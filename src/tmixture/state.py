@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from tmixture import files, validation
 from tmixture.density import Density, working_density
@@ -21,6 +21,7 @@ from tmixture.parameters import Parameters
 from tmixture.precision import exact_arithmetic, full_precision
 from tmixture.running import RunningStatistics
 from tmixture.scales import STRUCTURES, Scale
+from tmixture.settings import CovarianceType, GivenSettings
 from tmixture.trainable import train_by_gradients
 
 # What is known of the last fit.
@@ -40,6 +41,13 @@ class MixtureState(nn.Module):
         frozen: as of `StudentTMixture`.
     """
 
+    n_components: int
+    n_features: int
+    covariance_type: str
+    rank: int | None
+    background: bool
+    running: RunningStatistics
+    component_labels: list[int] | None
     weights: Tensor
     means: Tensor
     dof: Tensor
@@ -199,8 +207,8 @@ class MixtureState(nn.Module):
         loadings: Tensor | np.ndarray | None = None,
         noise: Tensor | np.ndarray | None = None,
         dof: float | Tensor | list[float] = 4.0,
-        covariance_type: str = "full",
-        **settings: Any,
+        covariance_type: CovarianceType = "full",
+        **settings: Unpack[GivenSettings],
     ) -> Self:
         """A mixture with given parameters, ready to be asked, or to be fitted further with `warm_start=True`.
 
@@ -216,12 +224,12 @@ class MixtureState(nn.Module):
         """
         means = validation.means(means)
         K, d = means.shape
-        settings.setdefault("dtype", means.dtype if means.is_floating_point() else None)
+        arguments: dict[str, Any] = {"dtype": means.dtype if means.is_floating_point() else None, **settings}
         factors = validation.factors(loadings, noise, scales, K, d)
         if factors:
-            covariance_type, settings["rank"] = "lowrank", factors["loadings"].shape[2]
-        settings.update(n_components=K, n_features=d, dof=dof, covariance_type=covariance_type)
-        mixture = cls(**settings)
+            covariance_type, arguments["rank"] = "lowrank", factors["loadings"].shape[2]
+        arguments.update(n_components=K, n_features=d, dof=dof, covariance_type=covariance_type)
+        mixture = cls(**arguments)
         if factors:
             scale = mixture.structure(**factors)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import Transform, constraints, transform_to
 from torch.nn.utils import parametrize
 
 
@@ -12,7 +12,7 @@ class Constrained(nn.Module):
 
     def __init__(self, constraint: constraints.Constraint) -> None:
         super().__init__()
-        self.transform = transform_to(constraint)
+        self.transform: Transform = transform_to(constraint)
 
     def forward(self, unconstrained: Tensor) -> Tensor:
         """The constrained value."""

@@ -101,6 +101,12 @@ class ClusterLoss(BaseMetricLossFunction):
         >>> loss = loss_fn(torch.randn(32, 512, requires_grad=True))
     """
 
+    distance: Any
+    reducer: Any
+    mixture: StudentTMixture
+    memory_size: int
+    memory: EmbeddingMemory | None
+    weights: ClusterWeights | None
     __call__: Callable[..., Tensor]
     steps: Tensor
     readiness: Tensor

@@ -28,6 +28,12 @@ class ClusterBalancedSampler(Sampler[int]):
         seed: the same in all processes.
     """
 
+    draws: int
+    num_replicas: int
+    rank: int
+    seed: int
+    epoch: int
+
     def __init__(
         self,
         labels: Tensor | np.ndarray,

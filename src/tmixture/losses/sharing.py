@@ -25,6 +25,9 @@ class Exchange:
         replicated: whether each process brings the rows of all.
     """
 
+    again: bool
+    replicated: bool
+
     def __init__(self, rows: Tensor, *, again: bool = False) -> None:
         self.replicated, self.again = False, again
         if is_active():

@@ -92,6 +92,8 @@ class ClusterWeights(nn.Module):
         tensor(1.)
     """
 
+    mass: Frequency | None
+    recent: EmbeddingMemory | None
     calibration: Tensor
 
     def __init__(
@@ -205,6 +207,9 @@ class LabelWeights:
         frequency: as `mass` of `ClusterWeights`. The square root of the inverse frequency is the default.
         rule: how the weights of the labels of one sample are joined: "max" (that of its rarest label), "mean" or "sum".
     """
+
+    n_classes: int
+    class_weights: Tensor
 
     def __init__(
         self,

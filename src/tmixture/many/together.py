@@ -111,6 +111,13 @@ class ManyMixtures(Sequence[StudentTMixture]):
         log_likelihood_: (B,), the mean log-likelihood at the end of each fit, less the penalty: `history_[-1]`.
     """
 
+    weights: Tensor
+    means: Tensor
+    dof: Tensor
+    n_iter_: list[int]
+    converged_: list[bool]
+    log_likelihood_: Tensor
+
     def __init__(self, template: StudentTMixture, outcomes: list[Outcome]) -> None:
         self._template, self._outcomes = template, outcomes
         dtype, each = template.means.dtype, [outcome.parameters for outcome in outcomes]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
 from tmixture.numerics import accumulation_dtype, cross_moments
@@ -62,6 +62,9 @@ class Moments:
 class Distances:
     """Squared Mahalanobis distances from means (K, d), to be taken of any number of chunks."""
 
+    means: Tensor
+    scale: Scale
+
     def __init__(self, scale: Scale, means: Tensor) -> None:
         self.scale, self.means = scale, means
 
@@ -94,7 +97,7 @@ class Scale(ABC):
     """
 
     covariance_type: ClassVar[str]
-    constraints: ClassVar[dict[str, constraints.Constraint]]
+    constraints: ClassVar[dict[str, Constraint]]
     """Constraint of each tensor, by field name; used when the parameters are trained by gradients."""
 
     correlates: ClassVar[bool] = True

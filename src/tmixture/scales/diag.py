@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
 from tmixture.numerics import exact
@@ -27,7 +28,7 @@ class DiagonalScale(ExpandedScale):
 
     covariance_type: ClassVar[str] = "diag"
     correlates: ClassVar[bool] = False
-    constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
+    constraints: ClassVar[dict[str, Constraint]] = {"whitening": constraints.positive}
 
     @staticmethod
     def width(n_features: int) -> int:

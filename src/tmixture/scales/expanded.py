@@ -89,6 +89,8 @@ class ExpandedScale(Scale):
 class ExpandedDistances(Distances):
     """Distances whose expansion is prepared."""
 
+    coefficients: Tensor
+
     def __init__(self, scale: ExpandedScale, means: Tensor) -> None:
         super().__init__(scale, means)
         self.coefficients, self.terms = scale.expansion(means)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
 from tmixture.numerics import exact
@@ -28,7 +29,7 @@ class FullScale(Scale):
     """(K, d, d): inverse Cholesky factors of the scale matrices."""
 
     covariance_type: ClassVar[str] = "full"
-    constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.lower_cholesky}
+    constraints: ClassVar[dict[str, Constraint]] = {"whitening": constraints.lower_cholesky}
 
     def mahalanobis(self, features: Tensor, means: Tensor) -> Tensor:
         blocks = row_blocks(means.shape[1])

@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
 from tmixture.chunks import CACHED_ELEMENTS
@@ -59,7 +60,7 @@ class LowRankScale(Scale):
     """(K, d, q): Λ."""
 
     covariance_type: ClassVar[str] = "lowrank"
-    constraints: ClassVar[dict[str, constraints.Constraint]] = {
+    constraints: ClassVar[dict[str, Constraint]] = {
         "whitening": constraints.positive,
         "loadings": constraints.real,
     }
@@ -231,6 +232,10 @@ class LowRankScale(Scale):
 
 class LowRankDistances(Distances):
     """Distances whose matrices are prepared."""
+
+    of_noise: Distances
+    explaining: Tensor
+    offsets: Tensor
 
     def __init__(self, scale: LowRankScale, means: Tensor) -> None:
         super().__init__(scale, means)

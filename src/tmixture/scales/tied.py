@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
 from tmixture.numerics import cross_moments, exact
@@ -24,7 +25,7 @@ class TiedScale(Scale):
     """(d, d): inverse Cholesky factor of the shared scale matrix."""
 
     covariance_type: ClassVar[str] = "tied"
-    constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.lower_cholesky}
+    constraints: ClassVar[dict[str, Constraint]] = {"whitening": constraints.lower_cholesky}
     expands_squares: ClassVar[bool] = True
     per_component: ClassVar[bool] = False
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
 from tmixture.numerics import column_sums, exact
@@ -24,7 +25,7 @@ class TiedDiagonalScale(Scale):
 
     covariance_type: ClassVar[str] = "tied_diag"
     correlates: ClassVar[bool] = False
-    constraints: ClassVar[dict[str, constraints.Constraint]] = {"whitening": constraints.positive}
+    constraints: ClassVar[dict[str, Constraint]] = {"whitening": constraints.positive}
     expands_squares: ClassVar[bool] = True
     per_component: ClassVar[bool] = False
 
