@@ -249,3 +249,13 @@ def test_an_iteration_of_a_small_fit_takes_so_many_calls(structure, learn_dof, m
             StudentTMixture(3, 4, max_iter=iterations, **settings).fit(x)
         counts.append(counter.n_calls)
     assert (counts[1] - counts[0]) / 10 <= most
+
+
+def test_a_step_of_a_stream_takes_so_many_calls():
+    batches = torch.randn(20, 64, 4, generator=torch.Generator().manual_seed(0))
+    mixture = StudentTMixture(3, 4, generator=0)
+    for batch in batches[:-1]:
+        mixture.partial_fit(batch)
+    with CallCounter(computes) as counter:
+        mixture.partial_fit(batches[-1])
+    assert counter.n_calls <= 340

@@ -14,7 +14,7 @@ from tmixture.losses import (
     SemiHardMiner,
 )
 
-from ..helpers import CallCounter
+from ..helpers import CallCounter, computes
 from .helpers import clustered, fitted, leaf
 
 
@@ -93,4 +93,17 @@ def test_a_step_without_a_refit_waits_so_often_for_a_gpu(make, most):
         loss(leaf(clustered(32, seed=step)[0]))
     with CallCounter(waits) as counter:
         loss(leaf(clustered(32, seed=99)[0]))
+    assert counter.n_calls <= most
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [(ClusterTripletLoss, 200), (lambda **settings: ClusterLoss(loss=CoMembershipLoss(), **settings), 190)],
+)
+def test_a_step_without_a_refit_takes_so_many_calls(make, most):
+    loss = make(n_components=4, embedding_size=6)
+    for step in range(12):
+        loss(leaf(clustered(32, seed=step)[0]))
+    with CallCounter(computes) as counter:
+        loss(leaf(clustered(32, seed=99)[0])).backward()
     assert counter.n_calls <= most
