@@ -8,6 +8,7 @@ limits are averaged over seeds. See `pooled`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +38,7 @@ from cxr.reporting.statistics import (
     Interval,
     Macro,
     MacroBootstrap,
+    Summary,
     class_auc,
     class_average_precision,
     delong_covariance,
@@ -239,10 +241,16 @@ def _score(intervals: dict[Key, Interval], points: dict[Key, Macro]) -> Score:
         mean.low,
         mean.high,
         n_classes=_any(points).n_classes,
-        seeds=summarize(seeds) if seeds else None,
-        folds=summarize(folds) if folds else None,
+        seeds=_summary_of_auc(seeds) if seeds else None,
+        folds=_summary_of_auc(folds) if folds else None,
         runs=[RunScore(i.value, i.low, i.high, *key, n_defined=points[key].n_defined) for key, i in intervals.items()],
     )
+
+
+def _summary_of_auc(values: list[float]) -> Summary:
+    summary = summarize(values)
+    low, high = np.clip([summary.low, summary.high], 0, 1).tolist()  # nan stays nan
+    return replace(summary, low=low, high=high)
 
 
 def _class_auc(own: dict[Key, Result], finding: int) -> Interval | None:

@@ -258,6 +258,7 @@ def render(run: dict[str, Any], metrics: Metrics, plates: Sequence[Plate], pictu
         "auc": auc,
         "points": points,
         "p": p_value,
+        "p_of": p_of,
         "count": count,
         "span": span,
         "quantity": quantity,
@@ -310,8 +311,13 @@ def answers(metrics: Metrics) -> list[dict[str, Any]]:
 
 
 def reading(difference: ScoreDifference) -> str:
-    """A difference in words: shown only when p is below 0.05 and the interval excludes zero."""
+    """A difference in words: shown only when p is below 0.05 and the interval excludes zero, in more than one run.
+
+    What differs between two models of one run, differs by chance of the training as well as by method.
+    """
     verdict = difference.verdict
+    if len(difference.runs) < 2:
+        return "cannot be told from one run"
     if not verdict.p < 0.05 or verdict.low <= 0 <= verdict.high:
         return "no difference shown"
     return "a gain" if verdict.low > 0 else "a loss"
@@ -394,6 +400,14 @@ def points(value: float | None) -> str:
         return "–"
     rounded = round(100 * value, 1) + 0.0  # which turns −0.0 into 0.0
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def p_of(difference: ScoreDifference, n_resamples: int) -> str:
+    """The p-value of a verdict; at the least that so many resamples can give, it is that or less."""
+    verdict, least = difference.verdict, 2 / (1 + n_resamples)
+    if verdict.test == "patients" and len(difference.runs) == 1 and verdict.p <= least * 1.01:
+        return f"p ≤ {least:.2g}"
+    return p_value(verdict.p)
 
 
 def p_value(value: float | None) -> str:

@@ -280,11 +280,11 @@ class PairedT(Difference):
 
 
 def summarize(values: npt.ArrayLike, *, level: float = 0.95) -> Summary:
-    """Mean, spread and t-interval of one number per run."""
+    """Mean, spread and t-interval of one number per run; of two runs the interval would be as wide as the world."""
     values = _runs(values, "values")
     n, mean = len(values), float(values.mean())
     sd = float(values.std(ddof=1)) if n > 1 else np.nan
-    half = float(stats.t.ppf((1 + level) / 2, max(1, n - 1))) * sd / np.sqrt(n)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * sd / np.sqrt(n) if n > 2 else np.nan
     return Summary(mean, mean - half, mean + half, sd, n)
 
 

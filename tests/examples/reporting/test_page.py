@@ -19,8 +19,8 @@ from cxr.reporting.figures import (
     image_groups,
     neighbour_agreement,
 )
-from cxr.reporting.metrics import ScoreDifference, Verdict, plain
-from cxr.reporting.page import points, reading, render, span, upside_down, write_report
+from cxr.reporting.metrics import RunDifference, ScoreDifference, Verdict, plain
+from cxr.reporting.page import p_of, points, reading, render, span, upside_down, write_report
 from cxr.reporting.results import Result
 from cxr.reporting.statistics import Difference
 from cxr.training.arms import ABLATION, MAIN, VARIANTS
@@ -196,8 +196,8 @@ def test_names_are_escaped():
     ("arms", "absent"),
     [
         (["start"], ["Table 3", "Table 4", "Differences to", "Variants and controls", "Training curves"]),
-        (["start", "meta"], ["Table 3", "Variants and controls", "Which findings the clusters hold"]),
-        (["cxr-cml"], ["Table 3", "Differences to"]),
+        (["start", "meta"], ["· Ablation", "Table 4", "Variants and controls", "Which findings the clusters hold"]),
+        (["cxr-cml"], ["· Ablation", "Table 4", "Differences to"]),
     ],
 )
 def test_sections_without_numbers_are_left_out(tmp_path, arms, absent):
@@ -205,6 +205,7 @@ def test_sections_without_numbers_are_left_out(tmp_path, arms, absent):
     for title in absent:
         assert title not in visible(page)
     assert "Table 2" in page
+    assert ("Table 3 · Cost" in page) == (arms != ["start"])  # numbered without holes
     checker = TagChecker()
     checker.feed(page)
     assert (checker.wrong, checker.open) == ([], [])
@@ -246,16 +247,36 @@ def test_what_cannot_be_written_leaves_the_old_report(tmp_path):
 def test_a_gain_is_said_only_where_interval_and_p_agree(low, high, p, said):
     verdict = Verdict("patients", low, high, p)
     unused = Difference(0.0, low, high, p)
-    assert reading(ScoreDifference(0.0, unused, unused, unused, verdict, [])) == said
+    runs = [RunDifference(0.0, low, high, p, seed, 0) for seed in range(2)]
+    assert reading(ScoreDifference(0.0, unused, unused, unused, verdict, runs)) == said
+    assert reading(ScoreDifference(0.0, unused, unused, unused, verdict, runs[:1])) == "cannot be told from one run"
 
 
 @pytest.mark.parametrize(("quality", "said"), [(3.0, "a gain"), (-3.0, "a loss")])
 def test_the_answer_follows_the_numbers(quality, said):
-    results = [simulated_result("meta", quality=0.0), simulated_result("cxr-cml", quality=quality)]
-    text = visible(rendered(results))
-    answer = text.split("(the paper's claim)")[1].split("A point is")[0]
-    assert answer.count(said) == 2
-    assert "a single run" in answer
+    def answer(seeds):
+        results = [
+            simulated_result(arm, seed=seed, quality=q)
+            for seed in range(seeds)
+            for arm, q in (("meta", 0.0), ("cxr-cml", quality))
+        ]
+        return visible(rendered(results)).split("(the paper's claim)")[1].split("A point is")[0]
+
+    assert answer(3).count(said) == 2
+    assert answer(1).count("cannot be told from one run") == 2
+    assert "a single run" in answer(1)
+
+
+def test_no_p_value_is_smaller_than_resamples_can_tell():
+    def shown(p, test="patients", runs=1):
+        unused = Difference(0.0, 0.0, 0.0, p)
+        single = [RunDifference(0.0, 0.0, 0.0, p, seed, 0) for seed in range(runs)]
+        return p_of(ScoreDifference(0.0, unused, unused, unused, Verdict(test, 0.0, 0.0, p), single), 1000)
+
+    assert shown(2 / 1001) == "p ≤ 0.002"
+    assert shown(4 / 1001) == "p = 0.004"
+    assert shown(2 / 1001, runs=3) == "p = 0.002"
+    assert shown(1e-5, test="seeds") == "p < 0.001"
 
 
 def test_a_finding_that_is_ranked_the_wrong_way_round_is_marked():

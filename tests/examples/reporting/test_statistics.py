@@ -261,6 +261,13 @@ def test_one_run_has_a_mean_and_no_spread():
     assert np.isnan([summary.sd, summary.low, difference.low, difference.p, difference.t]).all()
 
 
+def test_two_runs_have_a_spread_and_no_interval():
+    summary = summarize([0.7, 0.8])
+    assert summary.sd == pytest.approx(0.1 / np.sqrt(2))
+    assert np.isnan([summary.low, summary.high]).all()
+    assert np.isfinite(summarize([0.7, 0.8, 0.9]).low)
+
+
 def test_equal_differences_have_certain_answers():
     assert paired_t([0.5, 0.75], [0.5, 0.75]).p == 1.0
     assert paired_t([0.5, 0.75], [0.25, 0.5]).p == 0.0
