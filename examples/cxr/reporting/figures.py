@@ -258,9 +258,14 @@ NOT_CURVES = ("epoch", "seconds")
 
 
 def training_curves(results: Sequence[Result], arms: Sequence[str]) -> Figure:
-    """Losses and cluster statistics by epoch, the mean over runs in a band from the smallest to the largest."""
+    """Losses and cluster statistics by epoch, the mean over runs in a band from the smallest to the largest.
+
+    A learning rate that stays what it is has no panel.
+    """
     results = [result for result in results if result.arm in arms and result.history]
     logged = dict.fromkeys(key for result in results for entry in result.history for key in entry)
+    if len({entry.get("learning_rate") for result in results for entry in result.history}) == 1:
+        logged.pop("learning_rate", None)
     keys = [
         key for key in (*CURVES, *(k for k in logged if k not in CURVES)) if key in logged and key not in NOT_CURVES
     ]

@@ -18,6 +18,7 @@ from cxr.reporting.figures import (
     enrichment_map,
     image_groups,
     neighbour_agreement,
+    training_curves,
 )
 from cxr.reporting.metrics import RunDifference, ScoreDifference, Verdict, plain
 from cxr.reporting.page import p_of, points, reading, render, span, upside_down, write_report
@@ -351,3 +352,12 @@ def test_ablation_points_are_in_the_order_of_the_setting_with_the_method_among_t
     assert [value for value, _ in ablation_points(metrics, CONFIG, "dof")] == [2, 4, 6, float("inf")]
     assert (32.0, "cxr-cml") in ablation_points(metrics, CONFIG, "batch_size")
     assert ablation_points(evaluate(results[:1], rare=RARE, n_resamples=2), CONFIG, "dof") == []
+
+
+@pytest.mark.parametrize(("rates", "shown"), [([1e-3, 1e-3], False), ([1e-3, 1e-4], True)])
+def test_a_learning_rate_that_stays_has_no_panel(rates, shown):
+    result = simulated_result("meta")
+    result.history[:] = [{"epoch": i, "contrastive": 1.0 / (1 + i), "learning_rate": r} for i, r in enumerate(rates)]
+    titles = [ax.get_title() for ax in training_curves([result], ["meta"]).axes]
+    assert ("learning rate" in titles) == shown
+    assert "contrastive loss, training" in titles
