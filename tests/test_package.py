@@ -64,3 +64,8 @@ def test_the_versions_of_python_are_those_that_it_is_for():
     named = {c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)}
     assert "3.10" in named
     assert PROJECT["requires-python"] == ">=3.10"
+
+
+def test_the_version_is_one():
+    assert f'__version__ = "{PROJECT["version"]}"' in (ROOT / "src" / "tmixture" / "__init__.py").read_text()
+    assert re.search(rf"^version: {re.escape(PROJECT['version'])}$", (ROOT / "CITATION.cff").read_text(), re.M)

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tmixture.candidates import TruncatedExpectation
 from tmixture.chunks import Chunks
@@ -15,6 +14,7 @@ from tmixture.em import Step, iterate, on_host
 from tmixture.maximization import Rules
 from tmixture.numerics import accumulation_dtype
 from tmixture.parameters import Parameters
+from tmixture.progress import progress_bar
 from tmixture.reseeding import degenerate_components
 
 # Regularization, relative to the variance of each feature.
@@ -110,7 +110,7 @@ def run(
 ) -> None:
     """Iterate EM, recording every step in `fit`, which holds what was reached if it is interrupted."""
     e_step = None if max_candidates is None else TruncatedExpectation(chunks, rules, dtype, max_candidates)
-    with tqdm(total=max_iter, disable=not verbose, desc="EM", unit="it") as progress:
+    with progress_bar(total=max_iter, disable=not verbose, desc="EM", unit="it") as progress:
         for step in iterate(
             chunks, start, rules, dtype=dtype, max_iter=max_iter, tol=tol, generator=generator, e_step=e_step
         ):

@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
 from tmixture import notices, validation
 from tmixture.chunks import Data
 from tmixture.initialization import TooFewRowsError
 from tmixture.mixture import StudentTMixture
+from tmixture.progress import progress_bar
 from tmixture.scales import STRUCTURES
 from tmixture.settings import CovarianceType, FitSettings
 
@@ -141,7 +141,7 @@ def select_components(
     best: StudentTMixture | None = None
     candidates: list[Candidate] = []
     too_few: dict[int, TooFewRowsError] = {}
-    for K, structure in tqdm(pairs, desc="mixtures", disable=not settings.get("verbose")):
+    for K, structure in progress_bar(pairs, desc="mixtures", disable=not settings.get("verbose")):
         try:
             mixture = unfitted(K, structure).fit(data, sample_weight)
         except TooFewRowsError as error:

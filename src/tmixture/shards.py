@@ -12,11 +12,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from tmixture import files
 from tmixture.arrays import as_tensor, check_finite
 from tmixture.numerics import exact
+from tmixture.progress import progress_bar
 
 NAMED = (".npz", ".safetensors")
 SUFFIXES = (".npy", *NAMED)
@@ -81,7 +81,9 @@ class Shards:
 
     def __iter__(self) -> Iterator[Tensor]:
         """One pass over all rows, in blocks (n, d). The first pass checks that they are finite."""
-        with tqdm(total=len(self), desc=self.title, unit=" rows", unit_scale=True, leave=False, disable=None) as bar:
+        with progress_bar(
+            total=len(self), desc=self.title, unit=" rows", unit_scale=True, leave=False, disable=None
+        ) as bar:
             for path in self.paths:
                 rows = open_rows(path, self.name)
                 for start in range(0, len(rows), BLOCK_ROWS):

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from cxr.clip import ClipModel
+from tmixture.progress import progress_bar
 
 FloatArray = NDArray[np.float32]
 POSITIVE_TEMPLATES = ("{}",)
@@ -115,7 +115,7 @@ def encode_images(model: ClipModel, batches: Iterable[Any], *, progress: bool = 
     """
     embeddings = []
     with evaluating(model):
-        for batch in tqdm(batches, desc="encode images", unit="batch", disable=not progress, leave=False):
+        for batch in progress_bar(batches, desc="encode images", unit="batch", disable=not progress, leave=False):
             images: Tensor = batch if isinstance(batch, Tensor) else batch[0]
             features = model.encode_image(images.to(model.device, non_blocking=True))
             embeddings.append(normalize(features.float(), dim=-1).cpu())

@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+
+from tmixture.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ def _decode_missing(
     with (
         ThreadPoolExecutor(workers) as pool,
         open(pixels_file, "r+b") as pixels,
-        tqdm(total=len(files), initial=len(files) - len(todo), desc="decoding images", unit="image") as bar,
+        progress_bar(total=len(files), initial=len(files) - len(todo), desc="decoding images", unit="image") as bar,
     ):
         for chunk in np.split(todo, range(CHUNK, len(todo), CHUNK)):
             done = []

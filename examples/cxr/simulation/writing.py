@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
 
 from cxr.simulation.anatomy import posed, sample_anatomy, sample_view
 from cxr.simulation.dictation import write_report
 from cxr.simulation.findings import FINDINGS, Case, draw_case, render_chest
 from cxr.simulation.prevalence import LABELS, LabelModel, prevalences, sample_position
+from tmixture.progress import progress_bar
 
 VERSION = 2  # of the simulation; a cohort written by another one is not reused
 MEAN_STUDIES, SECOND_VIEW = 2.6, 0.3  # per patient (geometric), and the chance of each further image of a study
@@ -102,7 +102,7 @@ def simulate_cohort(
     partial.mkdir(parents=True)
     tasks = list(_tasks(partial, settings))
     rows: list[dict[str, Any]] = []
-    with tqdm(total=n_images, desc="simulating radiographs", unit="image", disable=not progress) as bar:
+    with progress_bar(total=n_images, desc="simulating radiographs", unit="image", disable=not progress) as bar:
         for done in _run(tasks, workers or min(os.cpu_count() or 1, 1 + n_images // IMAGES_PER_PROCESS)):
             rows += done
             bar.update(len(done))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 from cxr.clip import ClipModel
 from cxr.data.images import ImageStore, augment, normalize
@@ -24,6 +24,7 @@ from cxr.training.arm import Arm
 from cxr.training.stage import Stage
 from tmixture.losses import ContrastiveLoss, LabelWeights
 from tmixture.losses.contrastive import Duplicates
+from tmixture.progress import progress_bar
 
 CHECKPOINT_SECONDS = 300.0
 
@@ -132,7 +133,9 @@ class Trainer:
         self.model.train()
         batches = self._batches()
         started = saved = time.monotonic()
-        with tqdm(batches, desc=title, initial=self.step, total=len(batches), unit="step", leave=False) as progress:
+        with progress_bar(
+            batches, desc=title, initial=self.step, total=len(batches), unit="step", leave=False
+        ) as progress:
             for rows in batches[self.step :]:
                 losses = self._step(rows)
                 self.step += 1
@@ -326,7 +329,7 @@ def step_cost(trainer: Trainer) -> dict[str, float]:
         step()
         peak = torch.cuda.max_memory_allocated() - before
     else:
-        with torch.profiler.profile(profile_memory=True) as profile:
+        with without_noise(), torch.profiler.profile(profile_memory=True) as profile:
             step()
         peak = max(running_total(profile), default=0)
     return {
@@ -334,6 +337,19 @@ def step_cost(trainer: Trainer) -> dict[str, float]:
         "flops_per_step": float(counter.get_total_flops()),
         "peak_bytes": float(peak),
     }
+
+
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """A block in which what is not Python, such as the profiler, cannot write to the console."""
+    console, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(console, 2)
+        os.close(console)
+        os.close(nowhere)
 
 
 def running_total(profile: torch.profiler.profile) -> Iterator[int]:
