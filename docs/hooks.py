@@ -37,6 +37,14 @@ CORRECTIONS = {
 }
 
 
+def on_config(config: Any) -> Any:
+    """Say which version this is."""
+    version = re.search(r'__version__ = "(.+?)"', (SOURCES / "tmixture" / "__init__.py").read_text())
+    assert version is not None
+    config.copyright = f"tmixture {version[1]}. {config.copyright}"
+    return config
+
+
 def on_pre_build(config: Any) -> None:
     """Bring in the font of the formulas, and draw the figures that are missing or older than their script or `src`."""
     ASSETS.mkdir(exist_ok=True)
@@ -56,7 +64,8 @@ def on_pre_build(config: Any) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add what the benchmarks wrote, tables and plots."""
+    """Add the changelog, and what the benchmarks wrote, tables and plots."""
+    files.append(File.generated(config, "changelog.md", abs_src_path=str(DOCS.parent / "CHANGELOG.md")))
     plots = {path.name: path.name for path in BENCHMARKS.glob("*.png")}
     for source, page in (TABLES | plots).items():
         files.append(File.generated(config, f"results/{page}", abs_src_path=str(BENCHMARKS / source)))

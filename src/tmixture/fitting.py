@@ -115,8 +115,8 @@ def run(
             chunks, start, rules, dtype=dtype, max_iter=max_iter, tol=tol, generator=generator, e_step=e_step
         ):
             fit.record(step)
+            progress.set_postfix_str(f"log-likelihood {step.objective:.6g}", refresh=False)
             progress.update(step.n_iter - progress.n)
-            progress.set_postfix_str(f"log-likelihood {step.objective:.6g}")
     _, total_rows, rows = on_host(fit.step.statistics)
     fit.degenerate = degenerate_components(rows, total_rows, fit.step.parameters, rules.regularization)
     if e_step is not None:

@@ -141,8 +141,9 @@ class Trainer:
                 self.step += 1
                 for name, value in losses.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
+                means = {name: f"{total / self.step:.3f}" for name, total in self.sums.items()}
+                progress.set_postfix(means, refresh=False)
                 progress.update()
-                progress.set_postfix({name: f"{total / self.step:.3f}" for name, total in self.sums.items()})
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.sums["seconds"] = self.sums.get("seconds", 0.0) + time.monotonic() - started
                     self._save()
