@@ -41,7 +41,7 @@ from cxr.data.splits import Split, holdout, k_fold
 from cxr.data.texts import encode_captions, tokenize, vocabulary
 from cxr.reporting.contact_sheet import contact_sheet
 from cxr.reporting.evaluation import evaluate
-from cxr.reporting.page import write_report
+from cxr.reporting.page import result_table, write_report
 from cxr.reporting.results import Result, describe, load_results
 from cxr.simulation.dictation import excerpts, in_turn
 from cxr.simulation.writing import simulate_cohort
@@ -178,6 +178,7 @@ def report(cohort: Cohort, config: Config) -> None:
         sample_images=samples,
     )
     logging.info("report: %s", page)
+    print(result_table(metrics))
 
 
 def rare_names(cohort: Cohort, below: int | None) -> tuple[set[str], str]:

@@ -21,6 +21,8 @@ RESTART_ROWS = 1024
 COLLAPSED = 0.25
 # … and in that of one of its features as degenerate.
 DEGENERATE = 0.5
+# Components without rows count as ones with so few.
+LEAST_ROWS = 1e-200
 
 
 def failed_components(
@@ -54,7 +56,7 @@ def share_of_regularization(
     share = precisions.cpu().numpy()
     if not parameters.scale.per_component:
         return np.broadcast_to(share, (len(rows), share.shape[1]))
-    return share * (total_rows / parameters.n_components / rows.clip(min=np.finfo(float).tiny))[:, None]
+    return share * (total_rows / parameters.n_components / rows.clip(min=LEAST_ROWS))[:, None]
 
 
 def degenerate_components(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -183,6 +184,7 @@ def tsne(embeddings: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float
     if len(embeddings) < 3:
         return np.zeros((len(embeddings), 2))
     perplexity = min(30.0, (len(embeddings) - 1) / 3)
+    logging.getLogger("openTSNE").setLevel(logging.ERROR)  # it tells everybody how it begins
     model = TSNE(perplexity=perplexity, metric="cosine", initialization="pca", random_state=seed, n_jobs=1)
     return np.asarray(model.fit(embeddings))
 

@@ -381,6 +381,16 @@ def ablation_rows(metrics: Metrics, config: Mapping[str, Any]) -> list[dict[str,
     return rows
 
 
+def result_table(metrics: Metrics) -> str:
+    """Table 2 for a console: the mean AUC of each arm, with its 95 % interval over patients."""
+    width = max(len(arm.title) for arm in metrics.arms.values())
+    lines = [" " * width + "".join(f"  {figures.GROUP_TITLES[group]:>20}" for group in GROUPS)]
+    for arm in metrics.arms.values():
+        cells = [f"{auc(s.value)} [{auc(s.low)}, {auc(s.high)}]" for s in (arm.auc[group] for group in GROUPS)]
+        lines.append(f"{arm.title:<{width}}" + "".join(f"  {cell:>20}" for cell in cells))
+    return "\n".join(["Mean zero-shot AUC", *lines])
+
+
 # ------------------------------------------------------------------ numbers as text
 
 

@@ -21,7 +21,7 @@ from cxr.reporting.figures import (
     training_curves,
 )
 from cxr.reporting.metrics import RunDifference, ScoreDifference, Verdict, plain
-from cxr.reporting.page import p_of, points, reading, render, span, upside_down, write_report
+from cxr.reporting.page import p_of, points, reading, render, result_table, span, upside_down, write_report
 from cxr.reporting.results import Result
 from cxr.reporting.statistics import Difference
 from cxr.training.arms import ABLATION, MAIN, VARIANTS
@@ -361,3 +361,12 @@ def test_a_learning_rate_that_stays_has_no_panel(rates, shown):
     titles = [ax.get_title() for ax in training_curves([result], ["meta"]).axes]
     assert ("learning rate" in titles) == shown
     assert "contrastive loss, training" in titles
+
+
+def test_the_console_has_the_result_table():
+    metrics = evaluate([simulated_result(arm) for arm in ("start", "cxr-cml")], rare=RARE, n_resamples=20)
+    title, head, *rows = result_table(metrics).split("\n")
+    assert len(rows) == 2
+    assert len({len(line) for line in (head, *rows)}) == 1
+    assert rows[1].startswith("CXR-CML ")
+    assert f"{metrics.arms['cxr-cml'].auc['rare'].value:.3f} [" in rows[1]
