@@ -366,6 +366,7 @@ def test_a_learning_rate_that_stays_has_no_panel(rates, shown):
 def test_the_console_has_the_result_table():
     metrics = evaluate([simulated_result(arm) for arm in ("start", "cxr-cml")], rare=RARE, n_resamples=20)
     title, head, *rows = result_table(metrics).split("\n")
+    assert title == "Mean zero-shot AUC"
     assert len(rows) == 2
     assert len({len(line) for line in (head, *rows)}) == 1
     assert rows[1].startswith("CXR-CML ")
