@@ -17,9 +17,8 @@ from tmixture.statistics import SufficientStatistics
 
 def no_statistics(density: Density) -> SufficientStatistics:
     """The statistics of no rows under these densities."""
-    origin, offset = exact(density.origin), density.scale.reference(density.means, density.apart)
-    reference = origin.expand_as(density.means) if offset is None else origin + exact(offset)
-    return SufficientStatistics.zeros(density.scale, reference)
+    offset = density.scale.reference(density.means, density.apart)
+    return SufficientStatistics.about_origin(density.scale, exact(density.origin), density.means, offset)
 
 
 def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk, *, learn_dof: bool) -> Tensor:
@@ -41,7 +40,7 @@ def accumulate(statistics: SufficientStatistics, density: Density, chunk: Chunk,
     statistics.add_rows(log_likelihood, chunk.weight)
     statistics.add_shares(counts, column_sums(weighted))
     if learn_dof and logs is not None:
-        of_nearest = exact(density.most_weight).log() + density.expected_log_correction  # E[log U] where δ = 0
+        of_nearest = exact(density.law.most_weight).log() + density.expected_log_correction  # E[log U] where δ = 0
         statistics.log_mass += counts * of_nearest - column_sums(logs.mul_(shares))
     moments = Moments(statistics.first, statistics.scatter, density.means, density.apart)
     density.scale.accumulate(moments, features, Shares(shares, weighted))

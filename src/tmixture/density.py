@@ -15,9 +15,9 @@ from torch import Tensor
 from tmixture.chunks import chunk_size
 from tmixture.dof import expected_log_correction
 from tmixture.numerics import accumulation_dtype, exact
-from tmixture.parameters import Parameters
+from tmixture.parameters import Law, Parameters
 from tmixture.scales.base import DIRECT_LIMIT, EXPANDED_LIMIT, FLOAT64_LIMIT, Distances, Scale
-from tmixture.scales.pairs import rows_of
+from tmixture.scales.pairs import rows_at, rows_of
 
 # The error of an expanded distance, in rounding errors of the terms that cancel in it, at most.
 EXPANSION_ERROR = 16.0
@@ -65,10 +65,7 @@ class Density:
     constant: Tensor
     log_weights: Tensor
     dof: Tensor
-    inverse_dof: Tensor
-    most_weight: Tensor
-    exponent: Tensor | None
-    slope: Tensor | None
+    law: Law
     apart: Tensor
     distances: Distances
     joint_constant: Tensor
@@ -83,9 +80,7 @@ class Density:
         self.constant = (tails.normalizer - parameters.scale.half_log_det(d)).to(dtype)
         self.log_weights = exact(parameters.weights).log().to(dtype)
         self.dof = parameters.dof.to(dtype)
-        self.inverse_dof, self.most_weight = tails.inverse_dof.to(dtype), tails.most_weight.to(dtype)
-        self.exponent = None if tails.exponent is None else tails.exponent.to(dtype)
-        self.slope = None if tails.slope is None else tails.slope.to(dtype)
+        self.law = tails.law.map(lambda part: part.to(dtype))
         self.n_features = d
         self.apart = torch.empty(0, dtype=torch.long, device=self.means.device)
         self._room: Tensor | None = None
@@ -110,10 +105,9 @@ class Density:
         """The densities of the given components alone, for structures that treat none apart."""
         part = copy(self)
         part.scale = self.scale.take(components)
-        for name in ("means", "constant", "log_weights", "dof", "inverse_dof", "most_weight"):
+        for name in ("means", "constant", "log_weights", "dof"):
             setattr(part, name, getattr(self, name)[components])
-        part.exponent = None if self.exponent is None else self.exponent[components]
-        part.slope = None if self.slope is None else self.slope[components]
+        part.law = self._law_of(components)
         part.__dict__.pop("expected_log_correction", None)
         part._prepare()
         return part
@@ -174,8 +168,8 @@ class Density:
         return self._likelihood(distances.T.clamp(max=torch.finfo(features.dtype).max), allowed)
 
     def _likelihood(self, distances: Tensor, allowed: Tensor | None) -> Likelihood:
-        logs = self.log_tails(distances)
-        return Likelihood(distances, logs, ruled_out(self._joint(distances, logs), allowed))
+        logs = self.law.logs(distances)
+        return Likelihood(distances, logs, ruled_out(self.law.log_prob(distances, logs, self.joint_constant), allowed))
 
     def _corrected(self, distances: Tensor, features: Tensor, allowed: Tensor | None) -> Likelihood:
         """`relevant` from expanded distances (n, K), by differences where components `apart` may matter."""
@@ -183,14 +177,15 @@ class Density:
         _, logs, joint = self._likelihood(distances + error, allowed)  # at the least
         threshold = relevance_threshold(joint.amax(1, keepdim=True))
         # At the most: the slope of log T in δ is that at δ = 0 at the steepest, half an outlier weight.
-        slack = (error * self.most_weight)[self.apart, None]
-        which, rows = (joint.T[self.apart].add_(slack) > threshold.T).nonzero(as_tuple=True)
+        slack = (error * self.law.most_weight)[self.apart, None]
+        which, rows = (rows_at(joint.T, self.apart).add_(slack) > threshold.T).nonzero(as_tuple=True)
         components = self.apart[which]
         by_differences = self.scale.mahalanobis_of_pairs(features, self.means, rows, components)
         by_differences = by_differences.clamp_(max=torch.finfo(distances.dtype).max)
         distances[rows, components] = by_differences
-        exact_logs = self.log_tails(by_differences, components)
-        joint[rows, components] = self._joint(by_differences, exact_logs, components)
+        law = self._law_of(components)
+        exact_logs = law.logs(by_differences)
+        joint[rows, components] = law.log_prob(by_differences, exact_logs, self.joint_constant[components])
         if logs is not None and exact_logs is not None:
             logs[rows, components] = exact_logs
         return Likelihood(distances, logs, joint)
@@ -213,28 +208,13 @@ class Density:
 
     def joint(self, distances: Tensor, components: Tensor | None = None) -> Tensor:
         """Log π_k + log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), or from components of a shape that fits."""
-        return self._joint(distances, self.log_tails(distances, components), components)
+        law = self._law_of(components)
+        constant = self.joint_constant if components is None else self.joint_constant[components]
+        return law.log_prob(distances, law.logs(distances), constant)
 
     def log_prob(self, distances: Tensor) -> Tensor:
         """Log T(x_i; μ_k, Σ_k, ν_k) from the distances (n, K), Eq. 2 of the CXR-CML paper; Gaussian where ν = ∞."""
-        return self._log_prob(distances, self.log_tails(distances), self.constant)
-
-    def log_tails(self, distances: Tensor, components: Tensor | None = None) -> Tensor | None:
-        """Log(1 + δ/ν), of the shape of the distances; None if all components are Gaussian."""
-        return None if self.exponent is None else (distances * _of(components, self.inverse_dof)).log1p_()
-
-    def _joint(self, distances: Tensor, logs: Tensor | None, components: Tensor | None = None) -> Tensor:
-        return self._log_prob(distances, logs, self.joint_constant, components)
-
-    def _log_prob(
-        self, distances: Tensor, logs: Tensor | None, constant: Tensor, components: Tensor | None = None
-    ) -> Tensor:
-        # One operation after the other: those that broadcast two tensors take a CPU several times as long.
-        if logs is None or self.exponent is None:
-            assert self.slope is not None
-            return (distances * _of(components, self.slope)).add_(_of(components, constant))
-        joint = (logs * _of(components, self.exponent)).add_(_of(components, constant))
-        return joint if self.slope is None else joint.addcmul_(_of(components, self.slope), distances)
+        return self.law.log_prob(distances, self.law.logs(distances), self.constant)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """Log p(x_i), for any number of rows: (n, d) → (n,)."""
@@ -255,17 +235,15 @@ class Density:
             distances: δ (n, K), or from the given components.
             components: as for `joint`.
         """
-        return _of(components, self.most_weight) / (distances * _of(components, self.inverse_dof)).add_(1)
+        return self._law_of(components).outlier_weights(distances)
+
+    def _law_of(self, components: Tensor | None) -> Law:
+        return self.law if components is None else self.law.map(lambda part: part[components])
 
     @cached_property
     def expected_log_correction(self) -> Tensor:
         """E[log U] − log u (K,), in the dtype of statistics."""
         return expected_log_correction(exact(self.dof), self.n_features)
-
-
-def _of(components: Tensor | None, values: Tensor) -> Tensor:
-    """The values (K,) of some components, or all."""
-    return values if components is None else values[components]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,29 +14,61 @@ from tmixture.numerics import exact
 from tmixture.scales import Scale
 
 
-class Tails(NamedTuple):
-    """What ν alone makes of the densities (K,): log T = normalizer − ½·log|Σ| + exponent·log(1 + δ/ν) + slope·δ.
+class Law(NamedTuple):
+    """How densities fall with δ: log T = constant + exponent·log(1 + δ/ν) + slope·δ.
 
     1/ν and the exponent are zero for ν = ∞, the slope for all others. In memory a pass costs as much as all its
-    arithmetic, and what is zero for all components is None.
+    arithmetic, and what is zero for all components is None. The shapes of the parts and of δ broadcast.
     """
 
-    dof: Tensor
-    normalizer: Tensor
     inverse_dof: Tensor
     most_weight: Tensor
     """(ν + d)/ν, the outlier weight at δ = 0."""
-    half_dof: Tensor
-    """ν/2, at most 1e12."""
     exponent: Tensor | None
     slope: Tensor | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Law:
+        """The same with all parts changed."""
+        return Law(
+            change(self.inverse_dof),
+            change(self.most_weight),
+            None if self.exponent is None else change(self.exponent),
+            None if self.slope is None else change(self.slope),
+        )
+
+    def logs(self, distances: Tensor) -> Tensor | None:
+        """Log(1 + δ/ν), of the shape of the distances; None if all components are Gaussian."""
+        return None if self.exponent is None else (distances * self.inverse_dof).log1p_()
+
+    def log_prob(self, distances: Tensor, logs: Tensor | None, constant: Tensor) -> Tensor:
+        """Log T from the distances and their `logs`."""
+        # One operation after the other: those that broadcast two tensors take a CPU several times as long.
+        if logs is None or self.exponent is None:
+            assert self.slope is not None
+            return (distances * self.slope).add_(constant)
+        fallen = (logs * self.exponent).add_(constant)
+        return fallen if self.slope is None else fallen.addcmul_(self.slope, distances)
+
+    def outlier_weights(self, distances: Tensor) -> Tensor:
+        """U = (ν + d)/(ν + δ), the conditional expectation of the latent precision; 1 where ν = ∞."""
+        return self.most_weight / (distances * self.inverse_dof).add_(1)
+
+
+class Tails(NamedTuple):
+    """What ν alone makes of the densities (K,): log T = normalizer − ½·log|Σ| + what the law says."""
+
+    dof: Tensor
+    normalizer: Tensor
+    half_dof: Tensor
+    """ν/2, at most 1e12."""
+    law: Law
 
     @classmethod
     def of(cls, dof: Tensor, n_features: int, like: Tails | None = None) -> Tails:
         """Those of components (K,), of which as many are Gaussian as those of another ν, if that is given."""
         nu = exact(dof)
         if like is not None:
-            all_gaussian, any_gaussian = like.exponent is None, like.slope is not None
+            all_gaussian, any_gaussian = like.law.exponent is None, like.law.slope is not None
         elif torch.compiler.is_compiling():  # a graph does not look
             all_gaussian, any_gaussian = False, True
         else:
@@ -45,20 +78,16 @@ class Tails(NamedTuple):
         if any_gaussian and not all_gaussian:
             gaussian = nu.isinf()
             exponent, slope = torch.where(gaussian, 0.0, exponent), torch.where(gaussian, slope, 0.0)
-        return cls(
-            dof,
-            log_normalizer(nu, n_features),
-            inverse := nu.reciprocal(),
-            1 + n_features * inverse,
-            (nu / 2).clamp(max=1e12),
-            None if all_gaussian else exponent,
-            slope if any_gaussian else None,
+        inverse = nu.reciprocal()
+        law = Law(
+            inverse, 1 + n_features * inverse, None if all_gaussian else exponent, slope if any_gaussian else None
         )
+        return cls(dof, log_normalizer(nu, n_features), (nu / 2).clamp(max=1e12), law)
 
     def take(self, components: Tensor, dof: Tensor) -> Tails:
         """Those of some components, whose ν is given."""
-        parts = (None if part is None else part[components] for part in self[1:])
-        return Tails(dof, *parts)  # type: ignore[arg-type]
+        law = self.law.map(lambda part: part[components])
+        return Tails(dof, self.normalizer[components], self.half_dof[components], law)
 
 
 @dataclass(frozen=True)

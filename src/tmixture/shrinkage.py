@@ -44,8 +44,7 @@ class Anchors:
         """
         scale, origin = old.scale.to(means.dtype), old.means.to(means.dtype).mean(0)
         centred, none_apart = old.means.to(means.dtype) - origin, torch.empty(0, dtype=torch.long, device=means.device)
-        offset = scale.reference(centred, none_apart)
-        sums = SufficientStatistics.zeros(scale, origin.expand_as(centred) if offset is None else offset + origin)
+        sums = SufficientStatistics.about_origin(scale, origin, centred, scale.reference(centred, none_apart))
         sums.mass += weight
         shares = Shares(torch.zeros_like(weight.diag()), weight.diag())
         moments = Moments(sums.first, sums.scatter, centred, none_apart)

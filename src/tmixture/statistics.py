@@ -65,6 +65,11 @@ class SufficientStatistics:
         )
 
     @classmethod
+    def about_origin(cls, scale: Scale, origin: Tensor, means: Tensor, offset: Tensor | None) -> SufficientStatistics:
+        """Empty statistics like those of means (K, d), about what `Scale.reference` says of an origin (d,)."""
+        return cls.zeros(scale, origin.expand_as(means) if offset is None else origin + offset.to(origin))
+
+    @classmethod
     def expected(cls, parameters: Parameters, rows: float) -> SufficientStatistics:
         """What the average over `rows` rows drawn from the mixture itself is expected to be.
 

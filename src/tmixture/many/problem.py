@@ -14,7 +14,7 @@ from tmixture.initialization import prior_rows, uniform
 from tmixture.maximization import Rules, maximization
 from tmixture.mixture import StudentTMixture
 from tmixture.parameters import Parameters
-from tmixture.reseeding import DEGENERATE, failed_components
+from tmixture.reseeding import DEGENERATE, failed_components, share_of_regularization
 from tmixture.scales.base import FLOAT64_LIMIT
 from tmixture.scales.expanded import ExpandedScale
 from tmixture.scales.full import FullScale
@@ -72,22 +72,12 @@ class Problem:
     def expectation(self, parameters: Parameters) -> tuple[SufficientStatistics, Tensor]:
         """The statistics, and the objective (B,) of each data set."""
         tails, B, K = parameters.tails, len(self.x), self.n_components
-
-        def of_component(values: Tensor) -> Tensor:
-            return values.view(B, K, 1)
-
-        distances = self._distances(parameters)
+        distances, law = self._distances(parameters), tails.law.map(lambda part: part.view(B, K, 1))
         constant = tails.normalizer - parameters.scale.half_log_det(parameters.n_features) + parameters.weights.log()
-        relative = distances * of_component(tails.inverse_dof)
-        joint = of_component(constant).expand_as(distances)
-        if tails.exponent is not None:
-            joint = torch.addcmul(joint, of_component(tails.exponent), relative.log1p())
-        if tails.slope is not None:
-            joint = torch.addcmul(joint, of_component(tails.slope), distances)
+        joint = law.log_prob(distances, law.logs(distances), constant.view(B, K, 1))
         log_likelihood, responsibilities = evidence(joint.mT)
         shares = responsibilities.mT
-        weighted = shares * of_component(tails.most_weight) / relative.add_(1)
-        statistics = self._statistics(parameters, shares, weighted)
+        statistics = self._statistics(parameters, shares, shares * law.outlier_weights(distances))
         traces = (parameters.scale.precisions(parameters.n_features) * self.rules.regularization).sum(1)
         return statistics, log_likelihood.mean(1) - traces.view(B, K).mean(1) / 2
 
@@ -109,23 +99,15 @@ class Problem:
 
     def are_degenerate(self, statistics: SufficientStatistics, parameters: Parameters) -> list[bool]:
         """Whether a user should be warned of components of each data set, as of `degenerate_components`."""
-        rows = statistics.responsibility.clamp(min=torch.finfo(torch.float64).tiny)
-        credited = self.x.shape[1] / self.n_components / rows
-        precisions = parameters.scale.precisions(parameters.n_features)
-        share = (precisions * self.rules.regularization * credited[:, None]).unflatten(
-            0, (len(self.x), -1)
-        ) > DEGENERATE
-        return (share & ~share.all(1, keepdim=True)).any(2).any(1).tolist()
+        rows, total = statistics.responsibility.cpu().numpy(), self.x.shape[0] * self.x.shape[1]
+        share = share_of_regularization(rows, total, parameters, self.rules.regularization) > DEGENERATE
+        share = share.reshape(len(self.x), self.n_components, -1)
+        return [bool(own.any()) for own in share & ~share.all(1, keepdims=True)]
 
     def own(self, b: int, parameters: Parameters) -> tuple[Parameters, Tensor]:
         """The parameters of one data set, and the regularization (d,) of its features."""
-        K = self.n_components
-        components = slice(b * K, (b + 1) * K)
-        scale = type(parameters.scale)(**{name: x[components] for name, x in parameters.scale.tensors().items()})
-        own = Parameters(
-            parameters.weights[components], parameters.means[components], scale, parameters.dof[components]
-        )
-        return own, self.rules.regularization[b * K]
+        components = torch.arange(self.n_components, device=self.x.device) + b * self.n_components
+        return parameters.take(components), self.rules.regularization[b * self.n_components]
 
     def _normalised(self, parameters: Parameters) -> Parameters:
         return replace(parameters, weights=parameters.weights * len(self.x))

@@ -38,7 +38,7 @@ class Starts(NamedTuple):
 def starts(x: Tensor, n_components: int, init: str | Tensor, generator: torch.Generator | None) -> Starts:
     """The starts of mixtures of the data sets in `x` (B, n, d), by a method, or from given centres (K, d)."""
     torch.randint(2**31 - 1, (), generator=generator)  # what a single fit draws its sample with
-    ordinary, variance = ~_has_stray_rows(x, n_components), _variance(x)
+    ordinary, variance = ~_has_stray_rows(x), _variance(x)
     shift = x.mean(1, keepdim=True)
     y = x - shift
     if isinstance(init, Tensor):
@@ -52,7 +52,7 @@ def starts(x: Tensor, n_components: int, init: str | Tensor, generator: torch.Ge
     return Starts(labels, variance, ordinary & (counts > 0).all(1))
 
 
-def _has_stray_rows(x: Tensor, n_components: int) -> Tensor:
+def _has_stray_rows(x: Tensor) -> Tensor:
     """Whether `sampling.without_stray_rows` might leave out any: (B,)."""
     distance = torch.linalg.vector_norm(x - _median(x), dim=2)
     return (distance > 100 * distance.median(1, keepdim=True).values).any(1)

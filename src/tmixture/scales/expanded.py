@@ -78,7 +78,7 @@ class ExpandedScale(Scale):
         if len(apart) == 0:
             return weighted_sums(weight, features)
         moments = weighted_sums(weight.index_fill(1, apart, 0), features)
-        row, which, value = pairs_of(weight.T[apart].T)
+        row, which, value = pairs_of(rows_at(weight.T, apart).T)
         block = max(1, CACHED_ELEMENTS // features.shape[1])
         for rows, owner, w in zip(row.split(block), apart[which].split(block), value.split(block)):
             y = features[:, : means.shape[1]].index_select(0, rows).sub_(rows_at(means, owner))

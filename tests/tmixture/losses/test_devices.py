@@ -82,28 +82,26 @@ def waits(function, args):
     return name in WAITS or by_mask
 
 
-@pytest.mark.parametrize(
-    ("make", "most"),
-    [(ClusterTripletLoss, 6), (lambda **settings: ClusterLoss(loss=CoMembershipLoss(), **settings), 3)],
-)
+def calls_without_a_refit(make, counts):
+    """How many calls count of a step, forward and backward, between two refits."""
+    loss = make(n_components=4, embedding_size=6)
+    for step in range(12):
+        loss(leaf(clustered(32, seed=step)[0]))
+    with CallCounter(counts) as counter:
+        loss(leaf(clustered(32, seed=99)[0])).backward()
+    return counter.n_calls
+
+
+def co_membership(**settings):
+    return ClusterLoss(loss=CoMembershipLoss(), **settings)
+
+
+@pytest.mark.parametrize(("make", "most"), [(ClusterTripletLoss, 6), (co_membership, 3)])
 def test_a_step_without_a_refit_waits_so_often_for_a_gpu(make, most):
     """Whether rows are finite, and whether they came before; miners and reducers do not know how much there is."""
-    loss = make(n_components=4, embedding_size=6)
-    for step in range(12):
-        loss(leaf(clustered(32, seed=step)[0]))
-    with CallCounter(waits) as counter:
-        loss(leaf(clustered(32, seed=99)[0]))
-    assert counter.n_calls <= most
+    assert calls_without_a_refit(make, waits) <= most
 
 
-@pytest.mark.parametrize(
-    ("make", "most"),
-    [(ClusterTripletLoss, 200), (lambda **settings: ClusterLoss(loss=CoMembershipLoss(), **settings), 190)],
-)
+@pytest.mark.parametrize(("make", "most"), [(ClusterTripletLoss, 200), (co_membership, 190)])
 def test_a_step_without_a_refit_takes_so_many_calls(make, most):
-    loss = make(n_components=4, embedding_size=6)
-    for step in range(12):
-        loss(leaf(clustered(32, seed=step)[0]))
-    with CallCounter(computes) as counter:
-        loss(leaf(clustered(32, seed=99)[0])).backward()
-    assert counter.n_calls <= most
+    assert calls_without_a_refit(make, computes) <= most
