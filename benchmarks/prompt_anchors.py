@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import cxr_cml
-from cxr.clip.zero_shot import ENSEMBLE, HEALTHY, encode_classes, encode_images, zero_shot_probabilities
+from cxr.clip.zero_shot import PROMPTS, encode_classes, encode_images, zero_shot_probabilities
 from cxr.data.images import normalize as normalize_pixels
 from cxr.reporting.statistics import class_auc
 from tmixture import StudentTMixture
@@ -40,8 +40,7 @@ def embeddings(config: cxr_cml.Config) -> tuple[Tensor, np.ndarray, np.ndarray]:
     model = cxr_cml.starting_point(store, cohort, reports, split, config, 0, 0)
     parts = torch.arange(len(cohort)).split(256)
     images = encode_images(model, (normalize_pixels(torch.from_numpy(store[part.numpy()])) for part in parts))
-    positive, negative = ENSEMBLE
-    prompts = encode_classes(model, cohort.label_names, positive=positive, negative=negative, healthy=HEALTHY)
+    prompts = encode_classes(model, cohort.label_names, PROMPTS["ensemble"])
     return torch.from_numpy(images), prompts, cohort.labels
 
 

@@ -7,7 +7,7 @@ import pkgutil
 from importlib import import_module
 
 from cxr.clip.adapters import HuggingFaceClip, OpenClip
-from cxr.clip.base import ClipModel, loads
+from cxr.clip.base import ClipModel, ImageFeatures, TextFeatures, evaluating, loads
 from cxr.clip.checkpoints import huggingface_from_openai, load_checkpoint, read_state_dict
 from cxr.clip.load import library_of, load_clip
 from cxr.clip.small import SmallConvClip, small_clip, small_conv_clip
@@ -19,8 +19,11 @@ for module in pkgutil.iter_modules(__path__):
 __all__ = [
     "ClipModel",
     "HuggingFaceClip",
+    "ImageFeatures",
     "OpenClip",
     "SmallConvClip",
+    "TextFeatures",
+    "evaluating",
     "huggingface_from_openai",
     "library_of",
     "load_checkpoint",

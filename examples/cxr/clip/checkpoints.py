@@ -23,6 +23,9 @@ def load_checkpoint(model: ClipModel, path: str | Path) -> None:
     The checkpoint may come from this model, from the wrapped one, or be a state dict in OpenAI's naming (CheXzero's
     are), which is converted for Hugging Face's CLIP.
 
+    The encoders of MedCLIP, MedKLIP and GLoRIA are others (residual networks or a Swin beside a BERT): the error names
+    what fits and what does not.
+
     Raises:
         ValueError: If keys are missing or unexpected or shapes differ; the model is left as it was.
     """
@@ -37,6 +40,7 @@ def load_checkpoint(model: ClipModel, path: str | Path) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    fitting = [key for key in state if key in own and state[key].shape == own[key].shape]
     problems = {
         "missing keys": [key for key in own if key not in state],
         "unexpected keys": unexpected,
@@ -44,6 +48,7 @@ def load_checkpoint(model: ClipModel, path: str | Path) -> None:
     }
     if any(problems.values()):
         lines = [f"{name} ({len(found)}): {shorten(found)}" for name, found in problems.items() if found]
+        lines.append(f"fitting keys ({len(fitting)} of {len(state)}): {shorten(fitting) or 'none'}")
         raise ValueError("\n  ".join([f"init: {path} does not fit the model", *lines]))
     model.load_state_dict(state)
 

@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cxr.clip.adapters import HuggingFaceClip, cut_padding
-from cxr.clip.base import ClipModel
+from cxr.clip.adapters import HuggingFaceClip, cut_padding, rows_of, words_of
+from cxr.clip.base import ClipModel, ImageFeatures, TextFeatures
 from cxr.clip.tokenizer import train_tokenizer
 
 EMBEDDING_SIZE = 128
@@ -93,6 +93,20 @@ class SmallConvClip(ClipModel):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embeds token ids: (B, L) → (B, embedding_size)."""
         return self.text(input_ids=cut_padding(tokens, self.tokenizer.eos_token_id)).text_embeds
+
+    def image_features(self, images: Tensor) -> ImageFeatures:
+        """Embeds images, with the maps of the last convolution and their maxima over quadrants."""
+        convolutions, quadrants, projection = self.visual[:-3], self.visual[-3:-1], self.visual[-1]
+        maps = convolutions(self._three_channels(images).contiguous(memory_format=torch.channels_last))
+        pooled = quadrants(maps)
+        return ImageFeatures(projection(pooled), pooled, rows_of(maps))
+
+    def text_features(self, tokens: Tensor) -> TextFeatures:
+        """Embeds token ids, with the states of the tokens."""
+        tokens = cut_padding(tokens, self.tokenizer.eos_token_id)
+        output = self.text(input_ids=tokens)
+        words = words_of(tokens, self.tokenizer.all_special_ids)
+        return TextFeatures(output.text_embeds, output.last_hidden_state, words)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Turns texts into token ids of shape (B, context_length)."""

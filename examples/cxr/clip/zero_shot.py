@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,50 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cxr.clip import ClipModel
+from cxr.clip.base import ClipModel, evaluating
 from tmixture.progress import progress_bar
 
 FloatArray = NDArray[np.float32]
-POSITIVE_TEMPLATES = ("{}",)
-NEGATIVE_TEMPLATES = ("no {}",)
-# Several ways to say the same: their mean depends less on how one of them happened to be learned.
-ENSEMBLE = (
-    ("{}", "{} is present", "there is {}", "findings consistent with {}"),
-    ("no {}", "no evidence of {}", "there is no {}", "without {}"),
-)
-HEALTHY = ("Normal", "No Finding")
-"""Labels that deny all others. No report says "no normal", and every "no …" is a word of healthy images."""
-PROMPTS = {"chexzero": (POSITIVE_TEMPLATES, NEGATIVE_TEMPLATES), "ensemble": ENSEMBLE}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How findings are asked for.
+
+    Attributes:
+        positive: templates for an image that shows the finding, with one "{}" each.
+        negative: templates for an image that does not.
+        healthy: labels that deny all others: what speaks against them is the mean of what speaks for all others.
+    """
+
+    positive: tuple[str, ...] = ("{}",)
+    negative: tuple[str, ...] = ("no {}",)
+    healthy: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses templates without a place for the name."""
+        for name, templates in (("positive", self.positive), ("negative", self.negative)):
+            if not templates or any("{}" not in template for template in templates):
+                raise ValueError(f'{name}: {list(templates)} given, at least one is needed, each with a "{{}}"')
+
+    def texts(self, labels: Sequence[str]) -> list[list[list[str]]]:
+        """Of the positive and the negative templates, for each label in lower case all texts."""
+        return [
+            [[template.format(label.lower()) for template in templates] for label in labels]
+            for templates in (self.positive, self.negative)
+        ]
+
+
+PROMPTS = {
+    "chexzero": Prompts(),
+    # Several ways to say the same: their mean depends less on how one of them happened to be learned. No report says
+    # "no normal", and every "no …" is a word of healthy images.
+    "ensemble": Prompts(
+        ("{}", "{} is present", "there is {}", "findings consistent with {}"),
+        ("no {}", "no evidence of {}", "there is no {}", "without {}"),
+        ("Normal", "No Finding"),
+    ),
+}
 
 
 def zero_shot_probabilities(image_embeddings: FloatArray, class_embeddings: FloatArray) -> FloatArray:
@@ -43,6 +73,11 @@ def zero_shot_probabilities(image_embeddings: FloatArray, class_embeddings: Floa
     return (1 / (1 + np.exp(-margin))).astype(np.float32)
 
 
+def probabilities(similarities: NDArray[np.floating]) -> FloatArray:
+    """The same of any similarities of N images to the positive and to the negative prompts: (2, C, N) → (N, C)."""
+    return (1 / (1 + np.exp(similarities[1] - similarities[0]))).T.astype(np.float32)
+
+
 def without_common_axis(embeddings: FloatArray) -> FloatArray:
     """The embeddings (N, d) less what their first principal component tells apart: what is left is about findings."""
     centred = embeddings - embeddings.mean(axis=0)
@@ -53,47 +88,46 @@ def without_common_axis(embeddings: FloatArray) -> FloatArray:
 def encode_classes(
     model: ClipModel,
     labels: Sequence[str],
+    prompts: Prompts = PROMPTS["chexzero"],
     *,
     prompt_text: Callable[[str], str] = str.lower,
     aliases: Mapping[str, str] | None = None,
-    positive: Sequence[str] = POSITIVE_TEMPLATES,
-    negative: Sequence[str] = NEGATIVE_TEMPLATES,
-    healthy: Collection[str] = (),
 ) -> FloatArray:
     """The positive and negative text embedding of each class: the normalised mean of its normalised prompts.
 
     Args:
         model: The CLIP model.
         labels: The C class names, as in the label file.
+        prompts: How they are asked for.
         prompt_text: Turns a class name into its words in a prompt; must write as the captions of training do.
         aliases: Other words for some class names, such as {"Normal": "normal chest"}; `prompt_text` gets them too.
-        positive: Templates for an image that shows the class, with one "{}" each.
-        negative: Templates for an image that does not.
-        healthy: Labels that deny all others: the negative embedding of these, where they are among the labels, is the
-            normalised mean of the positive embeddings of all others.
 
     Returns:
         (2, C, d) of unit norm: first positive, then negative.
 
     Raises:
-        ValueError: If a template has no "{}", or an alias is for an unknown label.
+        ValueError: If an alias is for an unknown label.
     """
     aliases = aliases or {}
     if unknown := set(aliases) - set(labels):
         raise ValueError(f"aliases: {sorted(unknown)} are no labels")
     words = [prompt_text(aliases.get(label, label)) for label in labels]
-    embeddings = np.stack([encode_prompts(model, words, templates) for templates in (positive, negative)])
-    denies = np.isin(labels, list(healthy))
+    embeddings = np.stack([encode_prompts(model, words, part) for part in (prompts.positive, prompts.negative)])
+    embeddings = oppose_healthy(embeddings, labels, prompts)
+    return embeddings / np.linalg.norm(embeddings, axis=2, keepdims=True).clip(min=1e-12)
+
+
+def oppose_healthy(values: FloatArray, labels: Sequence[str], prompts: Prompts) -> FloatArray:
+    """What the two kinds of prompts of C classes say, (2, C, m), with the healthy ones denying all others."""
+    denies = np.isin(labels, list(prompts.healthy))
     if denies.any() and not denies.all():
-        found = embeddings[0, ~denies].mean(axis=0)
-        embeddings[1, denies] = found / np.linalg.norm(found)
-    return embeddings
+        values = values.copy()
+        values[1, denies] = values[0, ~denies].mean(axis=0)
+    return values
 
 
 def encode_prompts(model: ClipModel, words: Sequence[str], templates: Sequence[str]) -> FloatArray:
     """The normalised mean over templates of the normalised prompt embeddings: (C, d)."""
-    if not templates or any("{}" not in template for template in templates):
-        raise ValueError(f'templates: {list(templates)} given, at least one is needed, each with a "{{}}"')
     prompts = [template.format(word) for word in words for template in templates]
     with evaluating(model):
         tokens = model.tokenize(prompts).split(256)
@@ -127,15 +161,3 @@ def encode_images(model: ClipModel, batches: Iterable[Any], *, progress: bool = 
 def ensemble(probabilities: Sequence[FloatArray]) -> FloatArray:
     """The mean of several models' probabilities, each (N, C), as CheXzero combines its checkpoints."""
     return np.stack(probabilities).mean(axis=0, dtype=np.float64).astype(np.float32)
-
-
-@contextmanager
-def evaluating(model: ClipModel) -> Iterator[None]:
-    """Inference mode and evaluation mode, and afterwards the mode the model was in."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)

@@ -8,6 +8,7 @@ import transformers
 from safetensors.torch import save_file
 
 from cxr.clip import (
+    ClipModel,
     HuggingFaceClip,
     OpenClip,
     huggingface_from_openai,
@@ -265,9 +266,29 @@ def test_a_checkpoint_that_does_not_fit_is_explained_and_changes_nothing(tmp_pat
         "missing keys (1): model.visual_projection.weight",
         "unexpected keys (1): model.extra",
         "model.logit_scale (2,) for ()",
+        f"fitting keys ({len(state) - 2} of {len(state)}): model.text_model",
     ):
         assert part in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "unexpected"),
+    [
+        # names as in the authors' files: MedKLIP's of nn.DataParallel, MedCLIP's and GLoRIA's of two encoders
+        ({"model": {"module.res_features.0.weight": 0, "module.decoder.norm.bias": 0}, "epoch": 3}, "res_features.0"),
+        ({"vision_model.model.layers.0.norm.weight": 0, "text_model.projection_head.weight": 0}, "vision_model.model"),
+        ({"state_dict": {"gloria.img_encoder.model.conv1.weight": 0}, "hyper_parameters": {"lr": 0.1}}, "gloria.img"),
+    ],
+)
+def test_checkpoints_of_the_other_systems_are_told_apart(tmp_path, content, unexpected):
+    """Their encoders are others: what fits, nothing, and what does not is named."""
+    nested = content.get("model", content.get("state_dict", content))
+    nested.update({key: torch.zeros(2) for key in nested})
+    torch.save(content, tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match=rf"unexpected keys \({len(nested)}\): {unexpected}") as error:
+        load_checkpoint(small_clip(CAPTIONS, image_size=32), tmp_path / "theirs.pt")
+    assert f"fitting keys (0 of {len(nested)}): none" in str(error.value)
 
 
 class Payload:
@@ -345,3 +366,152 @@ def test_models_of_oblong_images_are_refused():
     visual = SimpleNamespace(image_size=(224, 160))
     with pytest.raises(ValueError, match="224×160"):
         OpenClip(SimpleNamespace(visual=visual), list)
+
+
+# ------------------------------------------------------------------ regions and words
+
+
+def check_features(model, n_regions):
+    """Features lie before the embeddings, and texts say which of their tokens are words."""
+    model.eval()
+    x, tokens = images(model), model.tokenize([*CAPTIONS, ""])
+    image, text = model.image_features(x), model.text_features(tokens)
+    torch.testing.assert_close(image.embedding, model.encode_image(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(text.embedding, model.encode_text(tokens), atol=1e-5, rtol=1e-4)
+    pooled, regions, words = model.feature_sizes
+    assert image.pooled.shape == (2, pooled)
+    assert image.regions.shape == (2, n_regions, regions)
+    assert text.words.shape == (*text.is_word.shape, words)
+    assert text.is_word[-1].sum() == 1, "the first token of an empty text stands for it"
+    # as many words as pieces, whatever the text is batched with, and none of them special
+    for i, caption in enumerate(CAPTIONS):
+        alone = model.text_features(model.tokenize([caption]))
+        assert text.is_word[i].sum() == alone.is_word.sum() >= len(caption.split()) - caption.count(",")
+        torch.testing.assert_close(
+            text.words[i][text.is_word[i]], alone.words[0][alone.is_word[0]], atol=1e-5, rtol=1e-4
+        )
+    grey = images(model, channels=1)
+    torch.testing.assert_close(
+        model.image_features(grey).regions, model.image_features(grey.repeat(1, 3, 1, 1)).regions
+    )
+    return x, tokens, image, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n_regions"), [("small", 16), ("small-conv", 4)])
+def test_small_models_give_regions_and_words(name, n_regions):
+    model = load_clip(name, captions=CAPTIONS, image_size=32)
+    x, _, image, _ = check_features(model, n_regions)
+    if name == "small-conv":
+        maps = x.contiguous(memory_format=torch.channels_last)
+        for layer in model.visual[:-3]:
+            maps = layer(maps)
+        torch.testing.assert_close(image.regions[0, 1], maps[0, :, 0, 1])
+        torch.testing.assert_close(image.pooled.view(2, -1, 4).amax(2), image.regions.amax(1))
+
+
+@pytest.mark.slow
+def test_huggingface_models_give_regions_and_words(huggingface_vit, siglip):
+    x, _, image, _ = check_features(huggingface_vit, 49)
+    vision = huggingface_vit.model.vision_model
+    states = vision.encoder(inputs_embeds=vision.pre_layrnorm(vision.embeddings(x))).last_hidden_state
+    torch.testing.assert_close(image.regions, vision.post_layernorm(states[:, 1:]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(image.embedding, image.pooled @ huggingface_vit.model.visual_projection.weight.T)
+    _, _, image, _ = check_features(siglip, 16)
+    head = siglip.model.vision_model.head
+    torch.testing.assert_close(head(image.regions), image.pooled, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_open_clip_and_openai_give_regions_and_words(open_clip_vit):
+    x, _, image, text = check_features(open_clip_vit, 49)
+    visual = open_clip_vit.model.visual
+    torch.testing.assert_close(image.embedding, image.pooled @ visual.proj, atol=1e-5, rtol=1e-4)
+    visual.output_tokens = True
+    torch.testing.assert_close(image.regions, visual(x)[1], atol=1e-5, rtol=1e-4)
+    visual.output_tokens = False
+    ends = open_clip_vit.tokenize(CAPTIONS).argmax(1)
+    final = text.words[torch.arange(4), ends] @ open_clip_vit.model.text_projection
+    torch.testing.assert_close(final, text.embedding[:4], atol=1e-5, rtol=1e-4)
+
+
+class OpenAITransformer(torch.nn.Module):
+    """The order of dimensions in OpenAI's code: (L, B, h)."""
+
+    def __init__(self, transformer):
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, states):
+        return self.transformer(states.transpose(0, 1)).transpose(0, 1)
+
+
+def test_a_transformer_with_the_batch_second_gives_the_same_regions(open_clip):
+    model = tiny_open_clip(open_clip)
+    x = images(model, n=3)
+    regions = model.image_features(x).regions
+    visual = model.model.visual
+    visual.transformer = OpenAITransformer(visual.transformer)
+
+    def openai_forward(images):
+        states = visual._embeds(images).transpose(0, 1)
+        return visual._pool(visual.transformer(states).transpose(0, 1))[0] @ visual.proj
+
+    model.model.encode_image = openai_forward
+    torch.testing.assert_close(model.image_features(x).regions, regions)
+
+
+def tiny_open_clip(open_clip, **vision):
+    sizes = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    model = open_clip.CLIP(16, {**sizes, **vision}, text)
+    return OpenClip(model, open_clip.get_tokenizer("ViT-B-32")).eval()
+
+
+@pytest.mark.parametrize(
+    ("vision", "n_regions"),
+    [
+        ({}, 16),
+        ({"pool_type": "avg"}, 16),
+        ({"pool_type": "avg", "final_ln_after_pool": True}, 16),
+        ({"layers": (1, 1, 1, 1), "width": 8}, 1),
+    ],
+)
+def test_open_clips_variants_give_regions_and_words(open_clip, vision, n_regions):
+    model = tiny_open_clip(open_clip, **vision)
+    _, _, image, _ = check_features(model, n_regions)
+    visual = model.model.visual
+    if hasattr(visual, "proj"):
+        torch.testing.assert_close(image.pooled @ visual.proj, image.embedding)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "pool", "image_size", "n_regions"),
+    [("vit_tiny_patch16_224", "token", 224, 196), ("resnet18", "avg", 32, 1)],
+)
+def test_timms_encoders_give_regions(open_clip, trunk, pool, image_size, n_regions):
+    pytest.importorskip("timm")
+    vision = {"timm_model_name": trunk, "timm_pool": pool, "timm_proj": "linear", "image_size": image_size}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    model = OpenClip(open_clip.CLIP(16, vision, text), open_clip.get_tokenizer("ViT-B-32")).eval()
+    check_features(model, n_regions)
+
+
+def test_a_model_without_regions_or_words_says_so(open_clip):
+    class Bare(ClipModel):
+        pass
+
+    with pytest.raises(ValueError, match="model: Bare has no image_features"):
+        Bare(32).image_features(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="model: Bare has no text_features"):
+        Bare(32).text_features(torch.zeros(1, 3, dtype=torch.long))
+    model = tiny_open_clip(open_clip, attentional_pool=True)
+    with pytest.raises(ValueError, match=r"model: VisionTransformer has no states of patches"):
+        model.image_features(images(model))
+    model.model.ln_final, model.model.text = torch.nn.Identity(), torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"model: Identity has no states of tokens"):
+        model.text_features(model.tokenize(CAPTIONS))
+    huggingface = small_clip(CAPTIONS, image_size=32)
+    del huggingface.model.vision_model
+    with pytest.raises(ValueError, match=r"model: CLIPModel has no vision_model"):
+        huggingface.image_features(images(huggingface))

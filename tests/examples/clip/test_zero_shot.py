@@ -6,7 +6,14 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from cxr.clip import ClipModel
-from cxr.clip.zero_shot import encode_classes, encode_images, ensemble, without_common_axis, zero_shot_probabilities
+from cxr.clip.zero_shot import (
+    Prompts,
+    encode_classes,
+    encode_images,
+    ensemble,
+    without_common_axis,
+    zero_shot_probabilities,
+)
 
 LABELS = ("Normal", "Pleural Effusion", "Round(ed) Atelectasis")
 
@@ -49,7 +56,7 @@ def test_against_chexzero_in_loops(model):
     positive, negative = ("{}", "signs of {} are seen"), ("no {}", "{} is absent", "without {}")
     found = zero_shot_probabilities(
         encode_images(model, [images[:3], images[3:]], progress=False),
-        encode_classes(model, LABELS, positive=positive, negative=negative),
+        encode_classes(model, LABELS, Prompts(positive, negative)),
     )
     model.eval()
 
@@ -85,17 +92,18 @@ def test_prompts_are_written_in_the_style_of_the_captions(model):
 def test_swapping_the_templates_gives_the_complement(model):
     embeddings = encode_images(model, [torch.randn(6, 3, 4, 4)], progress=False)
     p = zero_shot_probabilities(embeddings, encode_classes(model, LABELS))
-    q = zero_shot_probabilities(embeddings, encode_classes(model, LABELS, positive=("no {}",), negative=("{}",)))
+    q = zero_shot_probabilities(embeddings, encode_classes(model, LABELS, Prompts(("no {}",), ("{}",))))
     np.testing.assert_allclose(p + q, 1, atol=1e-6)
 
 
 def test_a_label_that_denies_all_others_is_opposed_to_them(model):
     """ "no normal" is no sentence of a report, and every "no …" one of healthy images."""
-    plain, opposed = encode_classes(model, LABELS), encode_classes(model, LABELS, healthy=("Normal", "No Finding"))
+    prompts = Prompts(healthy=("Normal", "No Finding"))
+    plain, opposed = encode_classes(model, LABELS), encode_classes(model, LABELS, prompts)
     np.testing.assert_array_equal(opposed[0], plain[0])
     np.testing.assert_array_equal(opposed[1, 1:], plain[1, 1:])
     np.testing.assert_allclose(opposed[1, 0], unit(plain[0, 1] + plain[0, 2]), rtol=1e-6)
-    alone = encode_classes(model, ("Normal",), healthy=("Normal",))
+    alone = encode_classes(model, ("Normal",), prompts)
     np.testing.assert_array_equal(alone, encode_classes(model, ("Normal",)))
 
 
@@ -116,8 +124,10 @@ def test_ensembles_average_probabilities():
 
 
 def test_bad_input_is_named(model):
-    with pytest.raises(ValueError, match=r"templates.*each with a"):
-        encode_classes(model, LABELS, negative=("not there",))
+    with pytest.raises(ValueError, match=r"negative: \['not there'\] given.*each with a"):
+        Prompts(negative=("not there",))
+    with pytest.raises(ValueError, match=r"positive: \[\] given"):
+        Prompts(positive=())
     with pytest.raises(ValueError, match=r"aliases: \['Norml'\]"):
         encode_classes(model, LABELS, aliases={"Norml": "healthy"})
     with pytest.raises(ValueError, match="batches: none"):
