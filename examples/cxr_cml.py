@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,27 +26,20 @@ import torch
 import tyro
 
 from cxr.clip import ClipModel, library_of, load_clip
-from cxr.clip.zero_shot import (
-    HEALTHY,
-    PROMPTS,
-    encode_classes,
-    encode_images,
-    without_common_axis,
-    zero_shot_probabilities,
-)
+from cxr.clip.zero_shot import PROMPTS
 from cxr.data import READERS
 from cxr.data.captions import PAPER, captions
 from cxr.data.cohort import Cohort, Views, rare_findings
 from cxr.data.images import ImageStore, decode_images, normalize
 from cxr.data.splits import Split, holdout, k_fold
-from cxr.data.texts import encode_captions, tokenize, vocabulary
+from cxr.data.texts import captions_of, tokenize, vocabulary
 from cxr.reporting.contact_sheet import contact_sheet
 from cxr.reporting.evaluation import evaluate
 from cxr.reporting.page import result_table, write_report
 from cxr.reporting.results import Result, describe, load_results
-from cxr.simulation.dictation import excerpts, in_turn
+from cxr.simulation.dictation import excerpts, in_turn, sentences
 from cxr.simulation.writing import simulate_cohort
-from cxr.training.arms import ABLATION, ARMS, MAIN, VARIANTS, Arm
+from cxr.training.arms import ABLATION, ARMS, GROUPS, MAIN, VARIANTS, Arm
 from cxr.training.cluster_stage import ClusterStage
 from cxr.training.trainer import Data, Schedule, Trainer, step_cost
 from tmixture.losses.contrastive import Duplicates
@@ -81,7 +75,8 @@ class Config:
     """What an identical or similar caption elsewhere in the batch counts as, in all arms."""
 
     arms: tuple[str, ...] = tuple(MAIN)
-    """Names of arms; examples/cxr/training/arms/ says what each of them is."""
+    """Names of arms; examples/cxr/training/arms/ says what each of them is. "main" are the default ones, "table2" those
+    and the systems that the paper compares with."""
     ablation: bool = False
     """Add the variants, the controls and the ablations over dof, batch size and number of components."""
     epochs: int = 5
@@ -205,9 +200,11 @@ def checked(config: Config) -> Config:
         raise SystemExit("--data-root and --labels belong together: give both, or neither for a simulated cohort")
     if config.data_set not in READERS:
         raise SystemExit(f"--data-set: {config.data_set!r} given; choose from {', '.join(READERS)}")
+    named = [GROUPS.get(name, {name: None}) for name in config.arms]
+    config = replace(config, arms=tuple(dict.fromkeys(name for group in named for name in group)))
     unknown = [name for name in config.arms if name not in ARMS]
     if unknown or not config.arms:
-        raise SystemExit(f"--arms: {', '.join(unknown) or 'none'} given; choose from {', '.join(ARMS)}")
+        raise SystemExit(f"--arms: {', '.join(unknown) or 'none'} given; choose from {', '.join((*GROUPS, *ARMS))}")
     for name in ("epochs", "batch_size", "accumulate", "n_components", "folds", "seeds", "simulated_images"):
         if getattr(config, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
@@ -272,21 +269,30 @@ def run_fold(
     if not waiting:
         return
     start = starting_point(store, cohort, reports, split, config, seed, fold)
-    data = Data(store, tokenize(start, training_texts(cohort, reports, config, seed)), cohort.labels)
+    data: dict[bool, Data] = {}
     for name in waiting:
-        logging.info("seed %d, fold %d: %s", seed, fold, ARMS[name].title)
-        model = copy.deepcopy(start)
-        trainer = make_trainer(model, data, split, ARMS[name], config, seed, fold, name)
-        if ARMS[name].trained:
-            trainer.run(ARMS[name].title)
+        arm, model = ARMS[name], copy.deepcopy(start)
+        logging.info("seed %d, fold %d: %s", seed, fold, arm.title)
+        if arm.sentences not in data:
+            texts = tokenize(model, training_texts(cohort, reports, config, arm, seed))
+            data[arm.sentences] = Data(store, texts, cohort.labels)
+        trainer = make_trainer(model, data[arm.sentences], cohort.label_names, split, arm, config, seed, fold, name)
+        if arm.trained:
+            trainer.run(arm.title)
         test(model, trainer, cohort, split, config, name, seed, fold).save(config.output)
         trainer.discard_checkpoint()
 
 
 def training_texts(
-    cohort: Cohort, reports: list[str | None] | None, config: Config, seed: int
+    cohort: Cohort, reports: list[str | None] | None, config: Config, arm: Arm, seed: int
 ) -> list[list[str | None]]:
-    """What the arms read about each image, one text for each epoch in turn."""
+    """What an arm reads about each image, one text for each epoch in turn: the same for all but those for sentences."""
+    if arm.sentences:
+        if reports is None:
+            raise SystemExit(f"--arms: “{arm.title}” needs reports, but no reports.csv lies beside the labels")
+        rng = np.random.default_rng(seed)
+        drawn = [sentences(report, config.epochs, rng) if report else [] for report in reports]
+        return [[*texts] or [None] * config.epochs for texts in drawn]
     style = replace(PAPER, empty=config.empty_caption)
     own = captions(cohort.labels, cohort.label_names, style)
     if config.texts == "labels" or reports is None:
@@ -308,31 +314,53 @@ def starting_point(
     model = load_clip(
         config.model, init=config.init, captions=vocabulary(), image_size=config.image_size, seed=seed
     ).to(config.device)
+    check_objectives(model, cohort.label_names, config)
     if config.init is None and reports is not None and config.pretrain_epochs:
         epochs, rng = config.pretrain_epochs, np.random.default_rng(seed)
-        sentences = [excerpts(report, epochs, rng) if report else [None] * epochs for report in reports]
-        data = Data(store, tokenize(model, sentences), cohort.labels)
+        parts = [excerpts(report, epochs, rng) if report else [None] * epochs for report in reports]
+        data = Data(store, tokenize(model, parts), cohort.labels)
         pretraining = replace(config, epochs=epochs, patience=epochs, learning_rate=PRETRAINING_RATE, accumulate=1)
-        make_trainer(model, data, split, PRETRAINING, pretraining, seed, fold, "pretraining").run(PRETRAINING.title)
+        names = cohort.label_names
+        trainer = make_trainer(model, data, names, split, PRETRAINING, pretraining, seed, fold, "pretraining")
+        trainer.run(PRETRAINING.title)
     elif config.init is None and config.model in ("small", "small-conv"):
         logging.warning("no --init and no reports to pretrain on: all arms start from random weights")
     return model
 
 
+def check_objectives(model: ClipModel, label_names: Sequence[str], config: Config) -> None:
+    """End with a message, before anything is trained, where a model has not what an arm's objective learns from."""
+    for name in config.arms:
+        try:
+            ARMS[name].objective(model, label_names, duplicates=config.duplicates)
+        except ValueError as error:
+            raise SystemExit(f"--arms {name}: {error}") from error
+
+
 def make_trainer(
-    model: ClipModel, data: Data, split: Split, arm: Arm, config: Config, seed: int, fold: int, name: str
+    model: ClipModel,
+    data: Data,
+    label_names: Sequence[str],
+    split: Split,
+    arm: Arm,
+    config: Config,
+    seed: int,
+    fold: int,
+    name: str,
 ) -> Trainer:
-    """The trainer of one arm, with its mixture and metric loss."""
+    """The trainer of one arm, with its objective, its mixture and metric loss."""
     schedule = Schedule(
         epochs=config.epochs,
         batch_size=arm.batch_size or config.batch_size,
-        learning_rate=learning_rate(config),
+        learning_rate=arm.learning_rate or learning_rate(config),
         accumulate=config.accumulate,
         patience=config.patience,
-        duplicates=config.duplicates,
         augment=config.augment,
         seed=seed,
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        objective = arm.objective(model, label_names, duplicates=config.duplicates).to(config.device)
     stage = None
     if arm.clusters or arm.released or arm.stage:
         stage = (arm.stage or ClusterStage)(
@@ -343,7 +371,7 @@ def make_trainer(
             seed=seed,
         ).to(config.device)
     folder = config.output / "runs" / f"seed{seed}-fold{fold}" / name
-    return Trainer(model, data, split, arm, schedule, stage, folder, tensorboard=config.tensorboard)
+    return Trainer(model, data, split, arm, objective, schedule, stage, folder, tensorboard=config.tensorboard)
 
 
 # ------------------------------------------------------------------ evaluation
@@ -352,15 +380,13 @@ def make_trainer(
 def test(
     model: ClipModel, trainer: Trainer, cohort: Cohort, split: Split, config: Config, name: str, seed: int, fold: int
 ) -> Result:
-    """Zero-shot classification of the test part, as CheXzero does it."""
-    positive, negative = PROMPTS[config.prompts]
-    healthy = HEALTHY if config.prompts == "ensemble" else ()
-    classes = encode_classes(model, cohort.label_names, positive=positive, negative=negative, healthy=healthy)
-    rows, texts = torch.from_numpy(split.test), trainer.data.texts
-    batches = (normalize(torch.from_numpy(trainer.data.store[part.numpy()])) for part in rows.split(256))
-    embeddings = encode_images(model, batches, progress=False)
+    """The test part scored as the arm's objective does it: for most of them zero-shot, as in CheXzero."""
+    rows, texts, device = torch.from_numpy(split.test), trainer.data.texts, model.device
+    parts = rows.split(256)
+    images = (normalize(torch.from_numpy(trainer.data.store[part.numpy()])) for part in parts)
+    scores = trainer.objective.scores(model, images, cohort.label_names, PROMPTS[config.prompts])
     with torch.inference_mode():
-        own_texts = torch.cat([encode_captions(model, texts, part)[0] for part in rows.split(256)])
+        own_texts = torch.cat([captions_of(texts, part, 0, device).embeddings(model) for part in parts])
     return Result(
         arm=name,
         seed=seed,
@@ -369,13 +395,13 @@ def test(
         rows=split.test,
         patients=cohort.subject_ids[split.test],
         labels=cohort.labels[split.test],
-        probabilities=zero_shot_probabilities(embeddings, classes),
-        without_axis=zero_shot_probabilities(without_common_axis(embeddings), classes),
-        embeddings=embeddings,
-        clusters=trainer.clusters(torch.from_numpy(embeddings), own_texts),
+        probabilities=scores.probabilities,
+        without_axis=scores.without_axis,
+        embeddings=scores.embeddings,
+        clusters=trainer.clusters(torch.from_numpy(scores.embeddings), own_texts),
         train_counts=cohort.labels[split.train].sum(axis=0),
         history=trainer.history,
-        cost=step_cost(trainer) if ARMS[name].trained else {},
+        cost=step_cost(trainer) if trainer.arm.trained else {},
     )
 
 

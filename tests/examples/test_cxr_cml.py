@@ -10,7 +10,7 @@ import torch
 
 import cxr_cml
 from cxr.reporting.results import Result, load_results
-from cxr.training.arms import ARMS
+from cxr.training.arms import ARMS, MAIN, TABLE2
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,43 @@ def test_every_arm_is_trained_tested_and_reported(output):
         assert ARMS[name].title in page
 
 
+def test_table_2_is_trained_tested_and_reported(tmp_path):
+    """All systems by one name, with clusters beside one of them, with the paper's numbers; and one more arm later."""
+    asked = replace(TINY, arms=("table2", "slip-cxr-cml", "medclip-decoupled", "convirt-sentences"), output=tmp_path)
+    arms = cxr_cml.checked(asked).arms
+    assert arms == (*MAIN, *TABLE2, "slip-cxr-cml", "medclip-decoupled", "convirt-sentences")
+    assert cxr_cml.checked(replace(TINY, arms=("main", "meta"))).arms == tuple(MAIN)
+    cxr_cml.main(asked)
+    results = {result.arm: result for result in load_results(tmp_path)}
+    assert tuple(results) == tuple(sorted(arms))
+    for name in arms[1:]:
+        assert not np.allclose(results[name].probabilities, results["start"].probabilities), name
+        assert all(np.isfinite(entry["objective"]) for entry in results[name].history)
+    assert (results["slip-cxr-cml"].clusters >= 0).all()
+    assert np.isnan(results["medklip"].without_axis).all()
+    assert results["medklip"].cost["flops_per_step"] > results["meta"].cost["flops_per_step"]
+    page = (tmp_path / "report.html").read_text()
+    for name in arms:
+        assert ARMS[name].title in page
+    for row in ("0.476 / 0.488 / 0.450", "0.576 / 0.574 / 0.574", "0.502 / 0.505 / 0.495"):
+        assert page.count(row) == 1
+
+
+def test_sentences_need_reports(output, monkeypatch):
+    config = cxr_cml.checked(replace(TINY, output=output, arms=("convirt-sentences",)))
+    cohort, _, _ = cxr_cml.prepare(config)
+    with pytest.raises(SystemExit, match="“ConVIRT, sentences of reports” needs reports"):
+        cxr_cml.training_texts(cohort, None, config, ARMS["convirt-sentences"], 0)
+
+
+def test_what_an_objective_adds_learns_faster_than_a_fine_tuned_model(output):
+    slow = replace(ARMS["slip"], learning_rate=1e-6)
+    rates = [group["lr"] for group in trainer(output, slow).optimizer.param_groups]
+    assert rates == [1e-6, 3e-4]
+    fast = replace(ARMS["slip"], learning_rate=1e-2)
+    assert [group["lr"] for group in trainer(output, fast).optimizer.param_groups] == [1e-2, 1e-2]
+
+
 @pytest.mark.parametrize(
     ("settings", "rate"),
     [
@@ -89,7 +126,7 @@ def trainer(output, arm):
     start = cxr_cml.starting_point(store, cohort, reports, split, config, 0, 0)
     captions = [[caption] for caption in cxr_cml.captions(cohort.labels, cohort.label_names)]
     data = cxr_cml.Data(store, cxr_cml.tokenize(start, captions), cohort.labels)
-    return cxr_cml.make_trainer(start, data, split, arm, config, 0, 0, "test")
+    return cxr_cml.make_trainer(start, data, cohort.label_names, split, arm, config, 0, 0, "test")
 
 
 def test_of_images_without_labels_an_arm_sees_the_image_alone(output):
@@ -136,11 +173,16 @@ class KilledError(Exception):
     """Stands for a kill."""
 
 
-def test_a_killed_training_ends_as_if_it_had_not_been_killed(output, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arm", "accumulate"),
+    [("cxr-cml", 1), ("medklip-cxr-cml", 2), ("slip", 1), ("gloria", 1), ("medclip-decoupled", 1)],
+)
+def test_a_killed_training_ends_as_if_it_had_not_been_killed(output, tmp_path, monkeypatch, arm, accumulate):
     """Killed in the second epoch, right after a checkpoint within it."""
 
     def started(name):
-        made = trainer(output, ARMS["cxr-cml"])
+        made = trainer(output, ARMS[arm])
+        made.schedule = replace(made.schedule, accumulate=accumulate)
         made.folder = tmp_path / name
         return made
 
@@ -161,8 +203,10 @@ def test_a_killed_training_ends_as_if_it_had_not_been_killed(output, tmp_path, m
         killed.run("killed")
     resumed = started("killed")
     resumed.run("resumed")
-    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
-        assert torch.equal(a, b)
+    for part in ("model", "objective"):
+        states = (getattr(made, part).state_dict() for made in (whole, resumed))
+        for a, b in zip(*(state.values() for state in states)):
+            assert torch.equal(a, b)
     for a, b in zip(whole.history, resumed.history):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 

@@ -28,8 +28,8 @@ def example(tmp_path):
     return tmp_path / "examples"
 
 
-def run(example, *flags):
-    """The report of a tiny experiment."""
+def run(example, *flags, error=None):
+    """The report of a tiny experiment, or None where it ends with a message."""
     output = example.parent / "run"
     tiny = "--epochs 1 --image-size 32 --batch-size 16 --n-components 3"
     done = subprocess.run(
@@ -37,6 +37,10 @@ def run(example, *flags):
         capture_output=True, text=True, check=False, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(example), str(ROOT / "src")])},
     )  # fmt: skip
+    if error is not None:
+        assert done.returncode != 0
+        assert done.stderr.rstrip().endswith(error), done.stderr[-3000:]
+        return None
     assert done.returncode == 0, done.stderr[-3000:]
     return (output / "report.html").read_text()
 
@@ -45,6 +49,7 @@ def run(example, *flags):
 def test_an_arm_a_clip_model_and_a_data_set_are_one_file_each(example, tmp_path):
     for name, block in zip(("gentle", "centre"), blocks("arm.md")):
         (example / f"cxr/training/arms/{name}.py").write_text(block)
+    (example / "cxr/training/arms/sigmoid.py").write_text(blocks("objective.md")[0])
     (example / "cxr/clip/bag_of_words.py").write_text(blocks("clip-adapter.md")[0])
     (example / "cxr/data/nih.py").write_text(blocks("data-set.md")[0])
     rng, images = np.random.default_rng(0), tmp_path / "images"
@@ -55,8 +60,12 @@ def test_an_arm_a_clip_model_and_a_data_set_are_one_file_each(example, tmp_path)
     found = rng.choice(["No Finding", "Mass", "Mass|Edema", "Edema", "Effusion"], 60)
     table = {"Image Index": names, "Finding Labels": found, "Patient ID": np.arange(60), "View Position": "PA"}
     pd.DataFrame(table).to_csv(tmp_path / "table.csv", index=False)
-    flags = "--model bag-of-words --arms start gentle centre --device cpu --data-set nih --rare-below 20"
-    page = run(example, *flags.split(), "--data-root", images, "--labels", tmp_path / "table.csv")
+    flags = ["--model", "bag-of-words", "--device", "cpu", "--data-set", "nih", "--rare-below", "20"]
+    flags += ["--data-root", images, "--labels", tmp_path / "table.csv", "--arms"]
+    message = "--arms gloria: model: BagOfWords has no image_features, which this objective learns from"
+    run(example, *flags, "start", "gloria", error=message)
+    page = run(example, *flags, "start", "gentle", "centre", "sigmoid", "sigmoid-cxr-cml")
     assert "CXR-CML, a tenth of the triplets" in page
     assert "CXR-CML with cluster centres" in page
+    assert page.count("SigLIP&#39;s loss and CXR-CML") > 1
     assert "Effusion" in page

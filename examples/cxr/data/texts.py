@@ -35,6 +35,41 @@ class Texts:
         return replace(self, ids=ids)
 
 
+@dataclass(frozen=True)
+class Captions:
+    """The captions of a batch of B images.
+
+    Attributes:
+        tokens: (U, L) the different captions, each once.
+        position: (B,) which of them an image has.
+        ids: (B,) their numbers among all captions; -1 for an image without one.
+    """
+
+    tokens: Tensor
+    position: Tensor
+    ids: Tensor
+
+    @property
+    def given(self) -> Tensor:
+        """Which images have one: (B,)."""
+        return self.ids >= 0
+
+    def spread(self, different: Tensor) -> Tensor:
+        """What holds of each different caption (U, …) as what holds of each image (B, …); zeros without a caption."""
+        return different[self.position] * self.given.view(-1, *[1] * (different.ndim - 1))
+
+    def embeddings(self, model: ClipModel) -> Tensor:
+        """Embeddings (B, d) by a model; zeros where there is no caption. One that occurs twice is encoded once."""
+        return self.spread(model.encode_text(self.tokens))
+
+
+def captions_of(texts: Texts, rows: Tensor, epoch: int, device: torch.device) -> Captions:
+    """The captions that the images `rows` have in an epoch."""
+    ids = texts.ids[rows, epoch % texts.ids.shape[1]]
+    different, position = ids.clamp(min=0).unique(return_inverse=True)
+    return Captions(texts.tokens[different].to(device), position.to(device), ids.to(device))
+
+
 def tokenize(model: ClipModel, captions: Sequence[Sequence[str | None]]) -> Texts:
     """Tokenise the captions of N images: as many for each image, None where it has none."""
     different = list(dict.fromkeys(caption for row in captions for caption in row if caption is not None))
@@ -42,18 +77,6 @@ def tokenize(model: ClipModel, captions: Sequence[Sequence[str | None]]) -> Text
         raise ValueError("captions: no image has one, so there is nothing to train on")
     number: dict[str | None, int] = {None: -1, **{caption: i for i, caption in enumerate(different)}}
     return Texts(model.tokenize(different), torch.tensor([[number[caption] for caption in row] for row in captions]))
-
-
-def encode_captions(model: ClipModel, texts: Texts, rows: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, d) and caption numbers (B,) of the images `rows`; zeros where there is no caption.
-
-    A caption that occurs several times in the batch is encoded once.
-    """
-    ids = texts.ids[rows, epoch % texts.ids.shape[1]]
-    different, position = ids.clamp(min=0).unique(return_inverse=True)
-    embeddings = model.encode_text(texts.tokens[different].to(model.device))[position.to(model.device)]
-    ids = ids.to(model.device)
-    return embeddings * (ids >= 0)[:, None], ids
 
 
 def vocabulary() -> Iterable[str]:

@@ -213,7 +213,11 @@ def _arm(
     precision = {
         key: macro(class_average_precision(result.labels, _scores(result)), rare) for key, result in own.items()
     }
-    bare = [macro(class_auc(result.labels, result.without_axis.astype(np.float64)), rare) for result in own.values()]
+    bare = [
+        macro(class_auc(result.labels, result.without_axis.astype(np.float64)), rare)
+        for result in own.values()
+        if np.isfinite(result.without_axis).all()
+    ]
     auc, average_precision = {}, {}
     for group in GROUPS:
         intervals = {key: bootstraps[key].interval(arm, group, level=LEVEL) for key in own}
@@ -225,7 +229,7 @@ def _arm(
         trained=_trained(arm),
         n_runs=len(own),
         auc=auc,
-        without_axis={group: float(np.mean([run[group].mean for run in bare])) for group in GROUPS},
+        without_axis={group: float(np.mean([run[group].mean for run in bare] or [np.nan])) for group in GROUPS},
         average_precision=average_precision,
         classes={name: _class_auc(own, i) for i, name in enumerate(names)},
         cost=_cost(arm, runs, reference),

@@ -26,6 +26,11 @@ STYLES: dict[str, dict[str, Any]] = {
     "meta-frequency": {"color": "#b85c10", "marker": "D"},
     "cxr-cml": {"color": "#0b3d91", "marker": "^"},
     "cxr-cml-frequency": {"color": "#111111", "marker": "v"},
+    "medclip": {"color": "#2e7d5b", "marker": "P"},
+    "medklip": {"color": "#8e6bbf", "marker": "X"},
+    "slip": {"color": "#e0a100", "marker": "p"},
+    "convirt": {"color": "#c2185b", "marker": "h"},
+    "gloria": {"color": "#00897b", "marker": "*"},
 }
 OTHER_STYLE: dict[str, Any] = {"color": "#555555", "marker": "o"}
 GROUP_TITLES = {"total": "all findings", "base": "frequent findings", "rare": "rare findings"}
@@ -251,8 +256,8 @@ def enrichment_map(result: Result) -> Figure:
 
 
 CURVES = {
-    "contrastive": "contrastive loss, training",
-    "validation": "contrastive loss, validation",
+    "objective": "objective, training",
+    "validation": "objective, validation",
     "metric": "metric loss",
     "learning_rate": "learning rate",
 }

@@ -97,7 +97,8 @@ class Cost:
 class ArmMetrics:
     """One arm over all of its runs: scores by group, AUC by finding, costs by quantity.
 
-    `without_axis` is the mean AUC, by group, of embeddings without the axis along which they differ most.
+    `without_axis` is the mean AUC, by group, of embeddings without the axis along which they differ most;
+    NaN for an arm whose scores come from something else.
     """
 
     title: str

@@ -25,7 +25,7 @@ from cxr.reporting.evaluation import KEY_PAIRS
 from cxr.reporting.metrics import GROUPS, Metrics, ScoreDifference, plain
 from cxr.reporting.paper import PAPER, PAPER_ROWS
 from cxr.reporting.results import Result
-from cxr.training.arms import ABLATION, ARMS, MAIN, VARIANTS
+from cxr.training.arms import ABLATION, ARMS, MAIN, TABLE2, VARIANTS
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("tmixture", "torch", "transformers", "open_clip_torch", "pytorch-metric-learning", "numpy", "scikit-learn")
@@ -149,7 +149,7 @@ def versions() -> dict[str, str]:
 def make_plates(metrics: Metrics, results: Sequence[Result], config: Mapping[str, Any]) -> list[Plate]:
     """The figures that the results allow, in the page's order."""
     arms = list(metrics.arms)
-    main = [arm for arm in arms if arm in MAIN] or arms
+    main = [arm for arm in arms if arm in MAIN or arm in TABLE2] or arms
     reference = metrics.reference
     plates = [
         Plate(
@@ -160,7 +160,7 @@ def make_plates(metrics: Metrics, results: Sequence[Result], config: Mapping[str
             figures.score_plot(metrics, main),
         )
     ]
-    compared = [arm for arm in arms if arm in MAIN or arm in VARIANTS]
+    compared = [arm for arm in arms if arm not in ABLATION]
     if reference is not None and any(c.a in compared and c.b == reference for c in metrics.comparisons):
         title = metrics.arms[reference].title
         plates.append(
@@ -190,7 +190,8 @@ def make_plates(metrics: Metrics, results: Sequence[Result], config: Mapping[str
                 "training",
                 "Training curves",
                 "Means over runs by epoch; bands reach from the smallest to the largest run. The training loss of arms "
-                "with sample weights is a weighted one; the validation loss is the plain contrastive loss for all.",
+                "with sample weights is a weighted one, the validation loss is without weights. Arms of another "
+                "objective than CLIP’s have losses that cannot be compared.",
                 figures.training_curves(results, main),
             )
         )
@@ -265,6 +266,7 @@ def render(run: dict[str, Any], metrics: Metrics, plates: Sequence[Plate], pictu
     }
     environment.tests["known"] = known
     arms = metrics.arms
+    main = [arm for arm in arms if arm not in VARIANTS and arm not in ABLATION]
     return environment.get_template("report.html.jinja").render(
         run=run,
         metrics=metrics,
@@ -272,7 +274,8 @@ def render(run: dict[str, Any], metrics: Metrics, plates: Sequence[Plate], pictu
         paper_rows=PAPER_ROWS,
         groups=GROUPS,
         group_titles=figures.GROUP_TITLES,
-        main=[arm for arm in arms if arm not in VARIANTS and arm not in ABLATION],
+        shown_rows=[PAPER_ROWS[arm] for arm in main if arm in PAPER_ROWS],
+        main=main,
         variants=[arm for arm in arms if arm in VARIANTS],
         ablation=ablation_rows(metrics, run["config"]),
         comparisons={(c.a, c.b): c for c in metrics.comparisons},

@@ -31,5 +31,12 @@ PAPER: dict[str, Any] = {
 }
 """The paper's own numbers: its Tables 2 (AUC of the methods), 3 (ablation) and 4 (cost)."""
 
-PAPER_ROWS = {"start": "CheXzero", "meta": "CheXzero + meta labels", "cxr-cml": "CXR-CML"}
+PAPER_ROWS = {
+    "start": "CheXzero",
+    "meta": "CheXzero + meta labels",
+    "cxr-cml": "CXR-CML",
+    "medclip": "MedCLIP",
+    "medklip": "MedKLIP",
+    "slip": "SLIP",
+}
 """Which row of the paper's Table 2 an arm reproduces."""

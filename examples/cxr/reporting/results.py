@@ -25,11 +25,12 @@ class Result:
         patients: (n,) patient of each test image.
         labels: (n, C) bool, whether the finding is present.
         probabilities: (n, C) zero-shot probabilities.
-        without_axis: (n, C) the same from image embeddings without their first principal component.
+        without_axis: (n, C) the same from image embeddings without their first principal component; NaN for an arm
+            whose scores come from something else.
         embeddings: (n, d) unit-norm image embeddings of the test images.
         clusters: (n,) component of each test image in the arm's mixture; -1 for an arm without one.
         train_counts: (C,) positives of each finding in the training part.
-        history: one entry per epoch: "epoch", "seconds", "contrastive", "metric", "validation", "learning_rate" and,
+        history: one entry per epoch: "epoch", "seconds", "objective", "metric", "validation", "learning_rate" and,
             for arms with a mixture, the loss's cluster statistics.
         cost: "seconds_per_step", "flops_per_step", "peak_bytes"; empty for an arm that is not trained.
     """

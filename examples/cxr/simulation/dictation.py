@@ -94,9 +94,18 @@ def excerpts(report: str, n_excerpts: int, rng: np.random.Generator) -> list[str
     Single sentences as in ConVIRT (Zhang et al. 2022): a text encoder that only reads whole reports finds the two words
     of a prompt far from all it knows, and whole findings then come out with the wrong sign.
     """
-    sentences = re.split(r"(?<=[.!?])\s+", report.strip())
     lengths = rng.integers(1, LONGEST_EXCERPT + 1, size=n_excerpts)
-    return [" ".join(rng.permutation(sentences)[:length]) for length in lengths]
+    return [" ".join(rng.permutation(split(report))[:length]) for length in lengths]
+
+
+def sentences(report: str, n: int, rng: np.random.Generator) -> list[str]:
+    """So many sentences of a report drawn at random, as ConVIRT reads them."""
+    return [str(sentence) for sentence in rng.choice(split(report), size=n)]
+
+
+def split(report: str) -> list[str]:
+    """The sentences of a report."""
+    return re.split(r"(?<=[.!?])\s+", report.strip())
 
 
 def in_turn(caption: str | None, report: str | None, n_epochs: int, rng: np.random.Generator) -> list[str | None]:

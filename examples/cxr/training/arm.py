@@ -1,4 +1,4 @@
-"""An arm of the experiment: what it adds to the contrastive loss."""
+"""An arm of the experiment: what it learns from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from cxr.training.objective import Objective
+from cxr.training.objectives.clip import Clip
 from cxr.training.stage import Stage
 
 
@@ -16,8 +18,12 @@ class Arm:
     Attributes:
         title: the row of the method table.
         trained: whether it is trained at all.
-        label_weights: weigh the contrastive loss by 1/√prevalence of the rarest finding present.
-        cluster_weights: weigh the contrastive loss by the mixture: outlier weight 1/u, cluster mass m^(−mass_exponent).
+        objective: makes what image and text encoder learn from, from a model, the names of the findings and
+            `duplicates`: an `Objective`.
+        learning_rate: of the encoders; None is the configuration's.
+        sentences: read a random sentence of the report in each epoch, in place of the caption, where there are reports.
+        label_weights: weigh the objective by 1/√prevalence of the rarest finding present.
+        cluster_weights: weigh the objective by the mixture: outlier weight 1/u, cluster mass m^(−mass_exponent).
         mass_exponent: of the cluster mass.
         metric_weight: factor of the cluster triplet loss; 0 leaves it out.
         margin: of the triplets.
@@ -32,12 +38,15 @@ class Arm:
         shuffle_labels: control: the pseudo-labels of a batch in random order.
         released: the loss as the authors' released code computes it, in place of the cluster triplet loss.
         compared_with: names of arms that the report compares it with, beside "+ meta labels".
-        stage: makes what is added to the contrastive loss, in place of `ClusterStage` and from the same arguments: a
+        stage: makes what is added to the objective, in place of `ClusterStage` and from the same arguments: a
             `Stage`.
     """
 
     title: str
     trained: bool = True
+    objective: Callable[..., Objective] = Clip
+    learning_rate: float | None = None
+    sentences: bool = False
     label_weights: bool = False
     cluster_weights: bool = False
     mass_exponent: float = 0.5

@@ -1,4 +1,4 @@
-"""What an arm adds to the contrastive loss of a batch."""
+"""What an arm adds to its objective."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Stage(nn.Module):
-    """What an arm adds to the contrastive loss of a batch: the base of all, which has no clusters."""
+    """What an arm adds to its objective: the base of all, which has no clusters."""
 
     def fit(self, images: Tensor, texts: Tensor) -> None:
         """Learn from embeddings (n, d) of the training part before the first epoch; nothing here."""

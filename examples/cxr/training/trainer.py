@@ -1,4 +1,4 @@
-"""Training of one arm: the contrastive loss, the cluster stage beside it, checkpoints, and what a step costs."""
+"""Training of one arm: its objective, the cluster stage beside it, checkpoints, and what a step costs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cxr.clip import ClipModel
 from cxr.data.images import ImageStore, augment, normalize
 from cxr.data.splits import Split
-from cxr.data.texts import Texts, encode_captions
+from cxr.data.texts import Texts, captions_of
 from cxr.training.arm import Arm
+from cxr.training.objective import Batch, Objective
 from cxr.training.stage import Stage
-from tmixture.losses import ContrastiveLoss, LabelWeights
-from tmixture.losses.contrastive import Duplicates
+from tmixture.losses import LabelWeights
 from tmixture.progress import progress_bar
 
 CHECKPOINT_SECONDS = 300.0
+# What an objective adds to a model begins at random, and does not learn at the rates of fine-tuning.
+HEAD_RATE = 3e-4
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,6 @@ class Schedule:
         weight_decay: of AdamW.
         patience: in epochs.
         augment: whether the images are turned, shifted and scaled a little, see `cxr.data.images.augment`.
-        duplicates: what an identical caption elsewhere in the batch counts as, in all arms; see `ContrastiveLoss`.
         seed: of the order of the images.
     """
 
@@ -62,7 +63,6 @@ class Schedule:
     weight_decay: float = 1e-4
     patience: int = 2
     augment: bool = False
-    duplicates: Duplicates = "share"
     seed: int = 0
 
 
@@ -73,7 +73,8 @@ class Trainer:
         model: the starting point; it is trained in place.
         data: images, texts and labels.
         split: which rows to train on, and which to watch.
-        arm: what to add to the contrastive loss.
+        arm: what it is.
+        objective: what image and text encoder learn from; its parameters are trained, too.
         schedule: how long and how fast.
         stage: the arm's mixture and metric loss; None for an arm without.
         folder: where the checkpoint and the TensorBoard log go.
@@ -86,6 +87,7 @@ class Trainer:
         data: Data,
         split: Split,
         arm: Arm,
+        objective: Objective,
         schedule: Schedule,
         stage: Stage | None,
         folder: Path,
@@ -93,15 +95,21 @@ class Trainer:
         tensorboard: bool = False,
     ) -> None:
         self.model, self.data, self.split, self.arm, self.schedule = model, data, split, arm, schedule
-        self.stage = stage
+        self.objective, self.stage = objective, stage
         self.folder = folder
         self.labelled = labelled_rows(split.train, arm.labelled, schedule.seed)
         self.texts = data.texts if arm.labelled == 1 else data.texts.of(self.labelled)
         self.known = rarest_findings(data.labels, torch.from_numpy(split.train) if arm.true_labels else self.labelled)
-        self.contrastive = ContrastiveLoss(schedule.duplicates)
+        self.captioned = torch.from_numpy(split.train)[(self.texts.ids[split.train] >= 0).all(1)]
         self.label_weights = LabelWeights(data.labels[split.train].astype(np.uint8)) if arm.label_weights else None
+        groups: list[dict[str, Any]] = [
+            {"params": list(model.parameters())},
+            {"params": list(objective.parameters()), "lr": max(schedule.learning_rate, HEAD_RATE)},
+        ]
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+            [group for group in groups if group["params"]],
+            lr=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
         )
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=0.1, patience=schedule.patience
@@ -128,9 +136,11 @@ class Trainer:
             self._train_epoch(f"{title}, epoch {self.epoch + 1}/{self.schedule.epochs}")
             self._finish_epoch()
         self.model.eval()
+        self.objective.eval()
 
     def _train_epoch(self, title: str) -> None:
         self.model.train()
+        self.objective.train()
         batches = self._batches()
         started = saved = time.monotonic()
         with progress_bar(
@@ -152,35 +162,43 @@ class Trainer:
 
     def _step(self, rows: Tensor) -> dict[str, float]:
         """One batch: forward, backward, and every `accumulate` batches a step of the optimizer."""
-        contrastive, metric = self.losses(rows)
-        total = contrastive + self.arm.metric_weight * metric
+        objective, metric = self.losses(rows)
+        total = objective + self.arm.metric_weight * metric
         (total / self.schedule.accumulate).backward()
         if (self.step + 1) % self.schedule.accumulate == 0 or self.step + 1 == len(self._batches()):
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return {"contrastive": float(contrastive.detach()), "metric": float(metric.detach())}
+        return {"objective": float(objective.detach()), "metric": float(metric.detach())}
 
     def losses(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The contrastive loss, weighted as the arm says, and the metric loss of a batch."""
-        device = self.model.device
-        labels = torch.from_numpy(self.data.labels[rows.numpy()])
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            pixels = self._pixels(rows)
-            if self.schedule.augment:
-                pixels = augment(pixels[:, :1], self.augmentation)  # grey: one channel says it all
-            images = self.model.encode_image(pixels)
-            texts, caption_ids = encode_captions(self.model, self.texts, rows, self.epoch)
-        weights = torch.ones(len(rows), device=device)
+        """The loss of the objective, weighted as the arm says, and the metric loss of a batch."""
+        batch = self._batch(rows)
+        with self._mixed_precision():
+            outcome = self.objective(self.model, batch)
+        terms, metric = outcome.terms, outcome.terms.new_zeros(())
         if self.label_weights is not None:
-            weights = weights * self.label_weights(labels).to(device)
-        metric = images.new_zeros(())
+            terms = terms * self.label_weights(batch.labels.cpu()).to(terms)
         if self.stage is not None:
-            cluster_weights, metric = self.stage(images, texts, self.known[rows].to(device))
-            weights = weights * cluster_weights
-        contrastive = self.contrastive(
-            images, texts, self.model.logit_scale, caption_ids=caption_ids, labels=labels.to(device), weights=weights
-        )
-        return contrastive, metric
+            weights, metric = self.stage(outcome.images, outcome.texts, self.known[rows].to(batch.device))
+            terms = terms * weights
+        return terms.mean(), metric
+
+    def _batch(self, rows: Tensor) -> Batch:
+        """A batch of training, its images augmented where the schedule says so."""
+        pixels, others = self._pixels(rows), None
+        if self.schedule.augment:
+            pixels = augment(pixels[:, :1], self.augmentation)  # grey: one channel says it all
+        if self.objective.draws_others:
+            drawn = torch.randint(len(self.captioned), (len(rows),), generator=self.augmentation)
+            elsewhere = self.captioned[drawn]
+            others = captions_of(self.texts, elsewhere, self.epoch, pixels.device), self._labels(elsewhere)
+        captions = captions_of(self.texts, rows, self.epoch, pixels.device)
+        labelled = torch.isin(rows, self.labelled).to(pixels.device)
+        return Batch(pixels, captions, self._labels(rows), labelled, self.augmentation, others)
+
+    def _mixed_precision(self) -> torch.autocast:
+        device = self.model.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
     @torch.no_grad()
     def _embeddings(self) -> tuple[Tensor, Tensor]:
@@ -189,21 +207,22 @@ class Trainer:
         rows, texts = torch.from_numpy(self.split.train), self.texts
         parts = rows.split(256)
         images = torch.cat([self.model.encode_image(self._pixels(part)) for part in parts])
-        return images, torch.cat([encode_captions(self.model, texts, part)[0] for part in parts])
+        return images, torch.cat([captions_of(texts, part, 0, images.device).embeddings(self.model) for part in parts])
 
     @torch.inference_mode()
     def validation_loss(self) -> float:
-        """The plain contrastive loss on the validation part, in batches that never change."""
+        """The objective on the validation part without weights, in batches and with randomness that never change."""
         self.model.eval()
-        total, device = 0.0, self.model.device
-        order = torch.randperm(len(self.split.validation), generator=torch.Generator().manual_seed(0))
-        rows = torch.from_numpy(self.split.validation)[order]
+        self.objective.eval()
+        total, generator = 0.0, torch.Generator().manual_seed(0)
+        rows = torch.from_numpy(self.split.validation)
+        rows = rows[torch.randperm(len(rows), generator=generator)]
         for part in rows.split(self.schedule.batch_size):
-            images = self.model.encode_image(self._pixels(part))
-            texts, caption_ids = encode_captions(self.model, self.data.texts, part)
-            labels = torch.from_numpy(self.data.labels[part.numpy()]).to(device)
-            loss = self.contrastive(images, texts, self.model.logit_scale, caption_ids=caption_ids, labels=labels)
-            total += float(loss) * len(part)
+            pixels = self._pixels(part)
+            captions = captions_of(self.data.texts, part, 0, pixels.device)
+            known = torch.ones(len(part), dtype=torch.bool, device=pixels.device)
+            batch = Batch(pixels, captions, self._labels(part), known, generator)
+            total += float(self.objective(self.model, batch).terms.mean()) * len(part)
         return total / len(rows)
 
     def _finish_epoch(self) -> None:
@@ -212,7 +231,7 @@ class Trainer:
         entry = {
             "epoch": self.epoch + 1.0,
             "seconds": self.sums["seconds"],
-            "contrastive": self.sums["contrastive"] / steps,
+            "objective": self.sums["objective"] / steps,
             "metric": self.sums["metric"] / steps,
             "validation": self.validation_loss(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -244,6 +263,9 @@ class Trainer:
     def _pixels(self, rows: Tensor) -> Tensor:
         return normalize(torch.from_numpy(self.data.store[rows.numpy()]).to(self.model.device))
 
+    def _labels(self, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self.data.labels[rows.numpy()]).to(self.model.device)
+
     def clusters(self, images: Tensor, texts: Tensor) -> npt.NDArray[np.int64]:
         """The component of each row of image and text embeddings (n, d); -1 for an arm without a mixture."""
         if self.stage is None:
@@ -254,6 +276,9 @@ class Trainer:
         """Free the disk once the outcome is kept elsewhere."""
         self._checkpoint.unlink(missing_ok=True)
 
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.objective.parameters()]
+
     @property
     def _checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
@@ -263,9 +288,11 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "objective": self.objective.state_dict(),
             "stage": None if self.stage is None else self.stage.state_dict(),
-            "gradients": [parameter.grad for parameter in self.model.parameters()],
+            "gradients": [parameter.grad for parameter in self._parameters()],
             "random": (torch.get_rng_state(), self.augmentation.get_state()),
+            "cuda": torch.cuda.get_rng_state(device) if (device := self.model.device).type == "cuda" else None,
             "progress": (self.epoch, self.step, self.sums, self.history),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -281,12 +308,15 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.objective.load_state_dict(state["objective"])
         if self.stage is not None:
             self.stage.load_state_dict(state["stage"])
-        for parameter, gradient in zip(self.model.parameters(), state["gradients"]):
+        for parameter, gradient in zip(self._parameters(), state["gradients"]):
             parameter.grad = gradient
         torch.set_rng_state(state["random"][0].cpu())
         self.augmentation.set_state(state["random"][1].cpu())
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.model.device)
         self.epoch, self.step, self.sums, self.history = state["progress"]
 
 
@@ -318,9 +348,9 @@ def step_cost(trainer: Trainer) -> dict[str, float]:
     seconds = sum(entry["seconds"] for entry in trainer.history)
 
     def step() -> None:
-        contrastive, metric = trainer.losses(rows)
-        (contrastive + trainer.arm.metric_weight * metric).backward()
-        trainer.model.zero_grad()
+        objective, metric = trainer.losses(rows)
+        (objective + trainer.arm.metric_weight * metric).backward()
+        trainer.optimizer.zero_grad()
 
     with FlopCounterMode(display=False) as counter:
         step()

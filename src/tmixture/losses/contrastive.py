@@ -71,14 +71,8 @@ class ContrastiveLoss(nn.Module):
         targets = contrastive_targets(
             caption_ids[captioned], self.duplicates, None if labels is None else labels[captioned]
         )
-        dtype = torch.promote_types(image_embeddings.dtype, torch.float32)
-        with torch.autocast(
-            image_embeddings.device.type, enabled=False
-        ):  # a scale of 100 multiplies float16's rounding
-            images = normalize(image_embeddings[captioned].to(dtype), dim=1)
-            texts = normalize(text_embeddings[captioned].to(dtype), dim=1)
-            logits = logit_scale.to(dtype) * images @ texts.T
-            losses = (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)) / 2
+        with torch.autocast(image_embeddings.device.type, enabled=False):
+            losses = contrastive_terms(image_embeddings[captioned], text_embeddings[captioned], logit_scale, targets)
         if weights is not None:
             losses = losses * weights[captioned]
         return losses.sum() / max(len(losses), 1)
@@ -86,6 +80,29 @@ class ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         """The setting."""
         return f"duplicates={self.duplicates!r}"
+
+
+def cosines(images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
+    """The logits s·cos of images (n, d) and texts (m, d): (n, m), at least float32, as s multiplies the rounding."""
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    return scale * normalize(images.to(dtype), dim=1) @ normalize(texts.to(dtype), dim=1).T
+
+
+def contrastive_terms(
+    images: Tensor, texts: Tensor, scale: Tensor | float, targets: Tensor, *, image_to_text: float = 0.5
+) -> Tensor:
+    """The terms of a contrastive loss, pair by pair: (n, d), (n, d) → (n,).
+
+    Args:
+        images: (n, d), of any norm.
+        texts: (n, d), of any norm; row i belongs to image i.
+        scale: the factor s on the cosine similarities.
+        targets: (n, n), rows summing to one, symmetric but for their sums: see `contrastive_targets`.
+        image_to_text: the share of the direction from images to texts.
+    """
+    logits = cosines(images, texts, scale)
+    to_text, to_image = soft_cross_entropy(logits, targets), soft_cross_entropy(logits.T, targets)
+    return image_to_text * to_text + (1 - image_to_text) * to_image
 
 
 def contrastive_targets(caption_ids: Tensor, duplicates: Duplicates, labels: Tensor | None = None) -> Tensor:
@@ -119,7 +136,7 @@ def jaccard(labels: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each row of logits against a distribution: (B, B), (B, B) → (B,)."""
+    """Cross-entropy of each row of logits against a distribution: (n, m), (n, m) → (n,)."""
     return -(targets * log_softmax(logits, dim=1)).sum(dim=1)
 
 

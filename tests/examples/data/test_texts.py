@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cxr.data.texts import encode_captions, tokenize
-from cxr.simulation.dictation import LONGEST_EXCERPT, excerpts, in_turn
+from cxr.data.texts import captions_of, tokenize
+from cxr.simulation.dictation import LONGEST_EXCERPT, excerpts, in_turn, sentences
 
 
 class Lengths(torch.nn.Module):
@@ -40,7 +40,9 @@ def test_captions_and_excerpts_take_turns():
 def test_rows_get_their_own_caption_and_equal_ones_are_encoded_once():
     model = Lengths()
     texts = tokenize(model, [["a bb"], ["ccc"], [None], ["a bb"]])
-    embeddings, ids = encode_captions(model, texts, torch.tensor([3, 2, 1, 0]))
+    captions = captions_of(texts, torch.tensor([3, 2, 1, 0]), 0, model.device)
+    embeddings, ids = captions.embeddings(model), captions.ids
+    assert captions.given.tolist() == [True, False, True, True]
     assert embeddings.tolist() == [[3, 2], [0, 0], [3, 1], [3, 2]]
     assert ids[0] == ids[3] != ids[2]
     assert ids[1] < 0
@@ -51,7 +53,9 @@ def test_every_epoch_has_its_own_captions_and_they_come_round_again():
     model = Lengths()
     texts = tokenize(model, [["a", "bb"], ["ccc", None]])
     rows = torch.tensor([0, 1])
-    first, second, third = (encode_captions(model, texts, rows, epoch)[0][:, 0].tolist() for epoch in range(3))
+    first, second, third = (
+        captions_of(texts, rows, epoch, model.device).embeddings(model)[:, 0].tolist() for epoch in range(3)
+    )
     assert (first, second, third) == ([1, 3], [2, 0], [1, 3])
 
 
@@ -74,3 +78,9 @@ def test_excerpts_are_whole_sentences_of_the_report_without_repeats():
 
 def test_an_excerpt_of_one_sentence_is_that_sentence():
     assert set(excerpts("Clear lungs.", 5, np.random.default_rng(0))) == {"Clear lungs."}
+
+
+def test_sentences_are_single_ones_of_the_report():
+    drawn = sentences("No effusion. Large mass? Clear lungs.", 300, np.random.default_rng(0))
+    assert len(drawn) == 300
+    assert set(drawn) == {"No effusion.", "Large mass?", "Clear lungs."}

@@ -55,7 +55,7 @@ def simulated_result(arm, seed=0, fold=0, quality=1.0):
         clusters=own.integers(0, 5, len(patients)) if has_mixture else np.full(len(patients), -1),
         train_counts=4 * labels.sum(axis=0),
         history=[
-            {"epoch": e, "seconds": 2.0, "contrastive": 2 / e, "metric": 0.1 * has_mixture, "validation": 2.5 / e,
+            {"epoch": e, "seconds": 2.0, "objective": 2 / e, "metric": 0.1 * has_mixture, "validation": 2.5 / e,
              "learning_rate": 1e-3} | ({"perplexity": 3.0 + e} if has_mixture else {})
             for e in epochs
         ],
@@ -357,10 +357,10 @@ def test_ablation_points_are_in_the_order_of_the_setting_with_the_method_among_t
 @pytest.mark.parametrize(("rates", "shown"), [([1e-3, 1e-3], False), ([1e-3, 1e-4], True)])
 def test_a_learning_rate_that_stays_has_no_panel(rates, shown):
     result = simulated_result("meta")
-    result.history[:] = [{"epoch": i, "contrastive": 1.0 / (1 + i), "learning_rate": r} for i, r in enumerate(rates)]
+    result.history[:] = [{"epoch": i, "objective": 1.0 / (1 + i), "learning_rate": r} for i, r in enumerate(rates)]
     titles = [ax.get_title() for ax in training_curves([result], ["meta"]).axes]
     assert ("learning rate" in titles) == shown
-    assert "contrastive loss, training" in titles
+    assert "objective, training" in titles
 
 
 def test_the_console_has_the_result_table():

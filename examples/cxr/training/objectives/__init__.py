@@ -1,0 +1,1 @@
+"""What image and text encoder learn from together: one file for each system of the comparison."""
