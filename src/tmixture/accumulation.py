@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from tmixture.chunks import CHUNK_ELEMENTS, Chunk
+from tmixture.data.chunks import CHUNK_ELEMENTS, Chunk
 from tmixture.density import Density, negligible, ruled_out
 from tmixture.missing import Observation, observe
 from tmixture.numerics import column_sums, exact

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tmixture import accumulation, distributed, em, tiles
-from tmixture.chunks import CHUNK_ELEMENTS, Chunk, Chunks, chunk_size
+from tmixture.data.chunks import CHUNK_ELEMENTS, Chunk, Chunks, chunk_size
 from tmixture.density import Density, working_density
 from tmixture.initialization import nearest
 from tmixture.maximization import Rules

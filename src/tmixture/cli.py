@@ -4,8 +4,9 @@
     tmixture predict mixture.safetensors embeddings/
     tmixture describe mixture.safetensors
 
-Embeddings are files or folders of files: .npy and safetensors are memory-mapped, .npz are read one at a time, so that
-their number of rows does not matter. Whatever is killed goes on where it was when the same command is run again.
+Embeddings are files, folders of files, or URLs: .npy and safetensors are memory-mapped, .parquet, .arrow, .feather and
+.zarr are read a block at a time, .npz one at a time, so that their number of rows does not matter. Whatever is killed
+goes on where it was when the same command is run again.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(command, help=text, description=text, formatter_class=Formatter)
 
     fit = add("fit", "Fit a mixture to embeddings, and save it.")
-    fit.add_argument("embeddings", nargs="+", type=Path, help="files or folders; together they are the data")
+    fit.add_argument("embeddings", nargs="+", help="files, folders or URLs; together they are the data")
     fit.add_argument("--output", "-o", type=Path, required=True, help="safetensors file for the mixture")
     fit.add_argument("--components", "-k", type=int, required=True, help="number of components")
     fit.add_argument("--dof", type=float, default=4.0, help="degrees of freedom; inf is Gaussian")
@@ -76,16 +77,24 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--chunk-size", type=int, help="rows worked on at a time")
     fit.add_argument("--seed", type=int, default=0, help="of the start")
 
-    predict = add("predict", "Write label (-1 for a background), confidence and outlier weight to NAME.clusters.npy.")
+    predict = add(
+        "predict",
+        "Write label (-1 for a background), confidence and outlier weight to NAME.clusters.npy, or of a table to a "
+        "table of its kind.",
+    )
     predict.add_argument("mixture", type=Path, help="what fit has written")
-    predict.add_argument("embeddings", nargs="+", type=Path, help="files or folders")
+    predict.add_argument("embeddings", nargs="+", help="files, folders or URLs")
     predict.add_argument("--output-dir", type=Path, help="where to write; next to each file by default")
+
+    predict.add_argument(
+        "--keep", action="append", default=[], metavar="COLUMN", help="of a table, such as ids; may be repeated"
+    )
 
     for command in (fit, predict):
         command.add_argument(
             "--pattern", default="*", help="names of the files to take from folders, such as 'x-*.npy'"
         )
-        command.add_argument("--name", help="of the array in .npz and safetensors files that hold several")
+        command.add_argument("--name", help="of the array in files of several, or of columns, joined by commas")
         command.add_argument("--device", default="cpu", help="where to compute, such as cuda")
         command.add_argument("--overwrite", action="store_true", help="start anew, whatever is there")
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import os
 import sys
 import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tmixture import files, shards
-from tmixture.chunks import Chunks, chunk_size
+from tmixture import files
+from tmixture.data import shards
+from tmixture.data.arrow import ArrowRows, TableWriter
+from tmixture.data.chunks import Chunks, chunk_size
+from tmixture.data.shards import CLUSTERS, Shards, suffix
+from tmixture.data.sources import MODULES, Place, is_remote, needed
 from tmixture.diagnostics import ConvergenceWarning
 from tmixture.mixture import StudentTMixture
-from tmixture.shards import CLUSTERS, Shards
 
 # EM iterations between two checkpoints. Each checkpoint costs two passes over the data.
 CHECKPOINT_ITERATIONS = 10
@@ -34,7 +39,7 @@ def fit(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     checkpoint = output.with_name(output.name + ".checkpoint")
     how = {"normalize": arguments.normalize, "allow_missing": arguments.allow_missing}
-    data = Shards(_inputs(arguments), arguments.name, title="fit", **how)
+    data = Shards(_inputs(arguments), _columns(arguments), title="fit", **how)
     origin = {"normalize": arguments.normalize, "files": [_stamp(path) for path in data.paths]}
     mixture = StudentTMixture(
         arguments.components,
@@ -119,8 +124,14 @@ def _identity(mixture: StudentTMixture, origin: dict[str, Any]) -> dict[str, Any
     return {**settings, "dof": mixture.initial_dof.tolist(), **origin}
 
 
-def _stamp(path: Path) -> list[str | int]:
+def _stamp(place: Place) -> list[str | int]:
     """What changes when a file does."""
+    if is_remote(place):
+        filesystem, path = needed("fsspec").core.url_to_fs(str(place))
+        info = filesystem.info(path)
+        changed = (str(info[name]) for name in ("ETag", "etag", "mtime", "LastModified", "created") if name in info)
+        return [str(place), info.get("size") or 0, next(changed, "")]
+    path = Path(place)
     status = path.stat()
     return [path.name, status.st_size, status.st_mtime_ns]
 
@@ -132,19 +143,20 @@ def predict(arguments: argparse.Namespace) -> None:
     """Write the clusters of every input next to it; what is there already, and whole, stays."""
     mixture = _load(arguments.mixture, arguments.device)
     inputs = _inputs(arguments)
-    outputs = [(arguments.output_dir or path.parent) / f"{path.stem}{CLUSTERS}" for path in inputs]
+    outputs = [_beside(place, arguments.output_dir) for place in inputs]
     for i, output in enumerate(outputs):
         if output in outputs[:i]:
             raise ValueError(f"{inputs[outputs.index(output)]} and {inputs[i]} would both be written to {output}")
     # All inputs are looked at before the first is worked on.
     normalize = files.origin(arguments.mixture).get("normalize", False)
     how = {"normalize": normalize, "allow_missing": mixture.allow_missing}
-    data = [Shards([path], arguments.name, mixture.n_features, path.name, **how) for path in inputs]
+    columns = _columns(arguments)
+    data = [Shards([place], columns, mixture.n_features, Path(place).name, **how) for place in inputs]
     parameters = [tensor.cpu().numpy().tobytes() for tensor in mixture.snapshot().tensors().values()]
     fingerprint = hashlib.sha256(b"".join(parameters)).hexdigest()
     todo = []
     for path, output, rows in zip(inputs, outputs, data):
-        origin = {"mixture": fingerprint, "rows": len(rows), "modified": path.stat().st_mtime_ns}
+        origin = {"mixture": fingerprint, "rows": len(rows), "modified": _stamp(path)[-1]}
         if arguments.overwrite:
             output.unlink(missing_ok=True)
         if not _is_done(output, origin):
@@ -152,7 +164,7 @@ def predict(arguments: argparse.Namespace) -> None:
     if arguments.output_dir:
         arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for output, rows, origin in todo:
-        _write_clusters(mixture, rows, output, origin)
+        _write_clusters(mixture, rows, output, origin, arguments.keep)
         print(output)
     if len(todo) < len(inputs):
         print(f"tmixture: {len(inputs) - len(todo)} of {len(inputs)} files were there already", file=sys.stderr)
@@ -176,12 +188,25 @@ def _is_done(output: Path, origin: dict[str, Any]) -> bool:
     return True
 
 
-def _write_clusters(mixture: StudentTMixture, data: Shards, output: Path, origin: dict[str, Any]) -> None:
+def _beside(place: Place, folder: Path | None) -> Path:
+    """Where the clusters of a file go: a table for a table, else an array."""
+    kind = suffix(place) if MODULES.get(suffix(place)) == "arrow" else ".npy"
+    if folder is None and is_remote(place):
+        raise ValueError(f"{place} is far away: say by --output-dir where its clusters go")
+    return (folder or Path(place).parent) / f"{Path(place).stem}{CLUSTERS}{kind}"
+
+
+def _write_clusters(
+    mixture: StudentTMixture, data: Shards, output: Path, origin: dict[str, Any], keep: Sequence[str]
+) -> None:
     """Label the rows of a file, a chunk at a time, under a temporary name until all is there."""
     record = output.with_suffix(".json")
     partial, partial_record = (path.with_name(path.name + ".partial") for path in (output, record))
     try:
-        _write_rows(mixture, data, partial)
+        if output.suffix == ".npy":
+            _write_array(mixture, data, partial, keep)
+        else:
+            _write_table(mixture, data, partial, keep)
         partial_record.write_text(json.dumps(origin))
         os.replace(partial_record, record)
         os.replace(partial, output)
@@ -190,23 +215,61 @@ def _write_clusters(mixture: StudentTMixture, data: Shards, output: Path, origin
         partial_record.unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def _write_rows(mixture: StudentTMixture, data: Shards, path: Path) -> None:
-    """Label, confidence and outlier weight of each row."""
+def _write_array(mixture: StudentTMixture, data: Shards, path: Path, keep: Sequence[str]) -> None:
+    if keep:
+        raise ValueError(f"--keep {' '.join(keep)} is for tables, but {data.paths[0]} is none")
     written = np.lib.format.open_memmap(path, mode="w+", dtype=FIELDS, shape=(len(data),))
-    device = mixture.means.device
-    size = mixture.chunk_size or chunk_size(mixture.n_components, mixture.n_features)
     start = 0
+    for columns in _clusters(mixture, data):
+        rows = written[start : start + len(columns["label"])]
+        for name, values in columns.items():
+            rows[name] = values
+        start += len(rows)
+    written.flush()
+
+
+def _write_table(mixture: StudentTMixture, data: Shards, path: Path, keep: Sequence[str]) -> None:
+    """Columns label, confidence and outlier_weight, and those of the input that are to be kept."""
+    kept = ArrowRows(str(data.paths[0]), data.name)
+    size, writer = _rows_at_a_time(mixture), TableWriter(path, suffix(data.paths[0]))
+    others = _regrouped(kept.tables(size, keep), size) if keep else itertools.repeat({})
+    try:
+        for other, columns in zip(others, _clusters(mixture, data)):
+            writer.write({**other, **columns})
+    finally:
+        writer.close()
+
+
+def _regrouped(batches: Iterable[Any], size: int) -> Iterator[dict[str, Any]]:
+    """Record batches of any length as columns of exactly `size` rows, but for the last ones."""
+    pyarrow = needed("pyarrow")
+    waiting: list[Any] = []
+    for batch in batches:
+        waiting.append(batch)
+        while sum(map(len, waiting)) >= size:
+            table = pyarrow.Table.from_batches(waiting)
+            yield dict(zip(table.column_names, table.slice(0, size).columns))
+            waiting = table.slice(size).to_batches()
+    if sum(map(len, waiting)):
+        table = pyarrow.Table.from_batches(waiting)
+        yield dict(zip(table.column_names, table.columns))
+
+
+def _rows_at_a_time(mixture: StudentTMixture) -> int:
+    return mixture.chunk_size or chunk_size(mixture.n_components, mixture.n_features)
+
+
+@torch.no_grad()
+def _clusters(mixture: StudentTMixture, data: Shards) -> Iterator[dict[str, np.ndarray]]:
+    """Label, confidence and outlier weight of the rows, a chunk at a time."""
+    device, size = mixture.means.device, _rows_at_a_time(mixture)
     for chunk in Chunks(data, mixture.n_features, device, size, allow_missing=mixture.allow_missing):
-        rows = written[start : start + len(chunk.x)]
         confidence, label = mixture(chunk.x).max(1)
         outlier_weight = mixture.outlier_weights(chunk.x).gather(1, label[:, None])[:, 0]
         if mixture.background:
             label = torch.where(label == mixture.n_components - 1, -1, label)
-        rows["label"], rows["confidence"] = label.cpu(), confidence.cpu()
-        rows["outlier_weight"] = outlier_weight.cpu()
-        start += len(chunk.x)
-    written.flush()
+        values = (label, confidence.float(), outlier_weight.float())
+        yield {name: value.cpu().numpy() for name, value in zip(FIELDS.names or (), values)}
 
 
 # -------------------------------------------------------------------- describe
@@ -274,9 +337,15 @@ def _outcome(mixture: StudentTMixture) -> str:
 # -------------------------------------------------------------------- both
 
 
-def _inputs(arguments: argparse.Namespace) -> list[Path]:
+def _columns(arguments: argparse.Namespace) -> str | list[str] | None:
+    """The array or the columns that hold the rows."""
+    names = (arguments.name or "").split(",")
+    return names if len(names) > 1 else arguments.name
+
+
+def _inputs(arguments: argparse.Namespace) -> list[Place]:
     """The files of embeddings that are meant; those in folders that hold something else are told of."""
-    found, left_out = shards.find(arguments.embeddings, arguments.pattern, arguments.name)
+    found, left_out = shards.find(arguments.embeddings, arguments.pattern, _columns(arguments))
     for path, reason in left_out:
         print(f"tmixture: {path} left out: {reason}", file=sys.stderr)
     return found

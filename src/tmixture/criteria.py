@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.chunks import Chunks
+from tmixture.data.chunks import Chunks
 from tmixture.numerics import exact
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tmixture.chunks import chunk_size
+from tmixture.data.chunks import chunk_size
 from tmixture.dof import expected_log_correction
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Law, Parameters

@@ -15,8 +15,8 @@ from typing_extensions import Self
 
 from tmixture import files, initialization, sampling, validation
 from tmixture.accumulation import evidence
-from tmixture.chunks import Chunks, Data, chunk_size, of_any_size
 from tmixture.criteria import information_criteria
+from tmixture.data.chunks import Chunks, Data, assembled, chunk_size, of_any_size
 from tmixture.diagnostics import warn_of_no_convergence
 from tmixture.em import what_is_left
 from tmixture.notices import each_once
@@ -292,7 +292,8 @@ class DirectionalMixture(nn.Module):
     def in_chunks(self, question: Callable[[Tensor], Any], data: Data) -> Any:
         """What a question answers about each row of data of any size; see `StudentTMixture.in_chunks`."""
         self.require_fitted()
-        return torch.cat([question(chunk.x) for chunk in self._chunks(data, may_be_empty=True)])
+        chunks = self._chunks(data, may_be_empty=True)
+        return assembled((question(chunk.x) for chunk in chunks), chunks.n_rows)
 
     def score(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
         """The mean log-likelihood per unit of sample weight, on the sphere."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.accumulation import accumulate, accumulate_incomplete, no_statistics
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 from tmixture.density import working_density
 from tmixture.dof import Leaps
 from tmixture.maximization import Rules, maximization, penalty

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tmixture.candidates import TruncatedExpectation
-from tmixture.chunks import Chunks
+from tmixture.data.chunks import Chunks
 from tmixture.em import Step, iterate, on_host
 from tmixture.maximization import Rules
 from tmixture.numerics import accumulation_dtype

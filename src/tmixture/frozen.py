@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmixture.arrays import as_tensor
+from tmixture.data.arrays import as_tensor
 from tmixture.scales import Scale
 
 PARTS = ("weights", "means", "scales", "dof")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.chunks import Chunk, Chunks, chunk_size
+from tmixture.data.chunks import Chunk, Chunks, chunk_size
 from tmixture.em import expectation
 from tmixture.maximization import Rules, maximization
 from tmixture.numerics import accumulation_dtype, exact

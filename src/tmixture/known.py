@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.chunks import Chunks
+from tmixture.data.chunks import Chunks
 from tmixture.initialization import kmeans_plus_plus
 from tmixture.maximization import Rules
 from tmixture.numerics import exact

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.special import entr
 
 from tmixture import validation
-from tmixture.chunks import Data
+from tmixture.data.chunks import Data
 from tmixture.model import MixtureModel
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmixture import candidates, diagnostics, fitting, initialization, sampling, streaming, validation
-from tmixture.chunks import Chunks, Data, check_stream_weights, unit_of
+from tmixture.data.chunks import Chunks, Data, check_stream_weights, unit_of
 from tmixture.frozen import Frozen, require_values
 from tmixture.known import KnownRows, anchored
 from tmixture.maximization import Rules

@@ -14,9 +14,9 @@ from typing_extensions import Self
 
 from tmixture import distributed as communication
 from tmixture import validation
-from tmixture.chunks import Chunks, Data, fitting_chunk_size, of_any_size
 from tmixture.conditioning import conditional
 from tmixture.criteria import information_criteria
+from tmixture.data.chunks import Chunks, Data, assembled, fitting_chunk_size, of_any_size
 from tmixture.density import Density, View
 from tmixture.frozen import Frozen
 from tmixture.missing import Observation, observe
@@ -321,10 +321,8 @@ class MixtureModel(MixtureState):
             The answers about all rows, in their order.
         """
         self.require_fitted()
-        answers = [question(chunk.x) for chunk in self.chunks(data, may_be_empty=True)]
-        if isinstance(answers[0], tuple):
-            return tuple(torch.cat(parts) for parts in zip(*answers))
-        return torch.cat(answers)
+        chunks = self.chunks(data, may_be_empty=True)
+        return assembled((question(chunk.x) for chunk in chunks), chunks.n_rows)
 
     def score(self, data: Data, sample_weight: Tensor | np.ndarray | None = None) -> float:
         """The mean log-likelihood per unit of sample weight."""

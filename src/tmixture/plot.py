@@ -21,7 +21,7 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from tmixture import sampling
-from tmixture.chunks import Data
+from tmixture.data.chunks import Data
 from tmixture.merging import Merging
 from tmixture.mixture import StudentTMixture
 from tmixture.selection import Selection

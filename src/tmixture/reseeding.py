@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 from tmixture.density import Density, working_density
 from tmixture.parameters import Parameters
 from tmixture.sampling import draw_sample

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.arrays import check_finite
-from tmixture.chunks import Chunk
+from tmixture.data.arrays import check_finite
+from tmixture.data.chunks import Chunk
 from tmixture.numerics import exact
 from tmixture.parameters import Parameters
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from tmixture import notices, validation
-from tmixture.chunks import Data
+from tmixture.data.chunks import Data
 from tmixture.initialization import TooFewRowsError
 from tmixture.mixture import StudentTMixture
 from tmixture.progress import progress_bar

@@ -17,8 +17,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tmixture import diagnostics, notices, validation
-from tmixture.arrays import as_tensor
-from tmixture.chunks import chunk_size
+from tmixture.data.arrays import as_tensor
+from tmixture.data.chunks import chunk_size
 from tmixture.mixture import StudentTMixture
 from tmixture.priors import Prior
 from tmixture.scales import Scale

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tmixture import em, reseeding
-from tmixture.chunks import Chunk, Chunks
+from tmixture.data.chunks import Chunk, Chunks
 from tmixture.initialization import prior_rows
 from tmixture.maximization import Rules, maximization
 from tmixture.parameters import Parameters

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tmixture import accumulation
-from tmixture.chunks import CACHED_ELEMENTS, Chunk
+from tmixture.data.chunks import CACHED_ELEMENTS, Chunk
 from tmixture.density import EXPANSION_ERROR, Density, relevance_threshold
 from tmixture.scales.base import EXPANDED_LIMIT
 from tmixture.scales.expanded import ExpandedScale

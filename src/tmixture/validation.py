@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmixture.arrays import as_array, as_tensor
+from tmixture.data.arrays import as_array, as_tensor
 from tmixture.priors import Prior
 from tmixture.scales import STRUCTURES, Scale
 from tmixture.step_sizes import StepSize

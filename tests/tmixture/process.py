@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tmixture import Prior, StudentTMixture
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 from tmixture.sampling import draw_sample
 
 STRUCTURES = {"full": {}, "tied": {}, "diag": {}, "spherical": {}, "lowrank": {"rank": 2}}

@@ -6,7 +6,7 @@ import scipy.sparse
 import torch
 
 from tmixture import StudentTMixture
-from tmixture.arrays import WIDER, as_tensor
+from tmixture.data.arrays import WIDER, as_tensor
 
 FLOAT8 = [dtype for dtype in WIDER if dtype.is_floating_point]
 

@@ -7,7 +7,8 @@ from scipy.special import logsumexp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tmixture import StudentTMixture, candidates, chunks, initialization, tiles
+from tmixture import StudentTMixture, candidates, initialization, tiles
+from tmixture.data import chunks
 
 from . import naive
 from .helpers import LEARN_DOF, STRUCTURES, assert_same_parameters, from_model, in_turn, of

@@ -10,7 +10,7 @@ from torch.utils import data as torch_data
 from torch.utils.data.distributed import DistributedSampler
 
 from tmixture import StudentTMixture
-from tmixture.chunks import Chunks, chunk_size, gpu_chunk_size
+from tmixture.data.chunks import Chunks, chunk_size, gpu_chunk_size
 
 CPU = torch.device("cpu")
 

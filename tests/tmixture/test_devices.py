@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tmixture import StudentTMixture, em, initialization
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 from tmixture.maximization import Rules
 from tmixture.scales import pairs
 

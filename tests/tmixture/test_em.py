@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tmixture import StudentTMixture, em, reseeding
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 
 from . import naive
 from .helpers import CLOSED_FORM, LEARN_DOF, STRUCTURES, TIED, assert_same_parameters, from_model

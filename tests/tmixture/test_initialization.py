@@ -6,7 +6,7 @@ import torch
 from benchmarks.starts import compare
 
 from tmixture import StudentTMixture, initialization
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 from tmixture.maximization import Rules
 from tmixture.scales import STRUCTURES as SCALES
 

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from tmixture import StudentTMixture, em
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 from tmixture.frozen import Frozen
 from tmixture.maximization import Rules, maximization
 from tmixture.parameters import Parameters

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from tmixture import sampling
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 
 from . import naive
 from .helpers import STRUCTURES, from_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tmixture import StudentTMixture, SufficientStatistics, em
-from tmixture.chunks import Chunk
+from tmixture.data.chunks import Chunk
 from tmixture.density import Density
 from tmixture.maximization import Rules, maximization
 

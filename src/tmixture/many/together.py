@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tmixture import diagnostics, fitting, sampling
-from tmixture.arrays import as_tensor, check_finite
+from tmixture.data.arrays import as_tensor, check_finite
 from tmixture.em import what_is_left
 from tmixture.many.problem import Problem
 from tmixture.many.start import MOST_COMPONENTS, MOST_ROWS, starts

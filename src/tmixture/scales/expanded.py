@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tmixture.chunks import CACHED_ELEMENTS
+from tmixture.data.chunks import CACHED_ELEMENTS
 from tmixture.scales.base import Distances, Moments, Scale, Shares
 from tmixture.scales.pairs import add_pairs, pairs_of, rows_at, weighted_sums
 

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 from typing_extensions import Self
 
-from tmixture.chunks import CACHED_ELEMENTS
+from tmixture.data.chunks import CACHED_ELEMENTS
 from tmixture.numerics import exact
 from tmixture.scales.base import Distances, Moments, Scale, Shares
 from tmixture.scales.diag import DiagonalScale

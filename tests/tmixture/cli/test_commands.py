@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.tmixture.cli.helpers import D, N, fit_in, run, stored
 
-from tmixture import StudentTMixture, __version__, shards
+from tmixture import StudentTMixture, __version__
 from tmixture.cli import main
+from tmixture.data import shards
 
 
 def test_the_fit_is_that_of_the_library(folder, rows):

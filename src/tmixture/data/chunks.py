@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from tmixture import distributed
-from tmixture.arrays import as_array, as_tensor, check_dense, check_finite
+from tmixture.data.arrays import as_array, as_tensor, check_dense, check_finite
+from tmixture.data.sources import Rows, blocks_of, n_rows, open_rows
 from tmixture.numerics import SUM_ROWS, exact
-from tmixture.shards import open_rows
 
-Data = Union[Tensor, np.ndarray, str, "os.PathLike[str]", Iterable[Any]]
+Data = Union[Tensor, np.ndarray, Rows, str, "os.PathLike[str]", Iterable[Any]]
 """Rows to learn from; see `Chunks` for what is accepted."""
 
 # Elements of one chunk-sized temporary: 32 MB in float32, or 16 MB where it should stay in a CPU's caches.
@@ -64,7 +64,8 @@ class Chunks:
     Args:
         data: one of
             a tensor, an array or a memory map of shape (N, d);
-            the path of a `.npy` file, opened as a memory map, or of an `.npz` or safetensors file with one array;
+            an array of another library, such as Zarr or h5py, of which slices are read;
+            the path or URL of a file that `tmixture.data.open_rows` opens, or what it returns;
             a list or tuple of those, taken as shards of one data set;
             an iterable of batches that can be iterated again, such as a `DataLoader`; a batch is a tensor or array
             (n, d), or a tuple or list whose first item is.
@@ -135,7 +136,12 @@ class Chunks:
                 "with a loader that keeps the order (shuffle=False)"
             )
         if isinstance(self.shards, list):
-            self._check_lengths(sum(len(shard) for shard in self.shards))
+            self._check_lengths(self.n_rows or 0)
+
+    @property
+    def n_rows(self) -> int | None:
+        """N, where it is known before the rows are read."""
+        return sum(map(n_rows, self.shards)) if isinstance(self.shards, list) else self.rows
 
     def __iter__(self) -> Iterator[Chunk]:
         start = 0
@@ -200,8 +206,9 @@ class Chunks:
         for shard in self.shards:
             batch = shard[0] if isinstance(shard, (tuple, list)) else shard
             _check_rows(batch, self.n_features)
-            for start in range(0, len(batch), self.size):
-                yield as_tensor(batch[start : start + self.size], "data").detach()
+            for block in blocks_of(batch, self.size):
+                block = block if isinstance(block, (Tensor, np.ndarray)) else np.asarray(block)
+                yield as_tensor(block, "data").detach()
 
     def _regrouped(self) -> Iterator[Tensor]:
         """The pieces joined to exactly `size` rows, so that results do not depend on how the data is stored."""
@@ -257,10 +264,14 @@ def gpu_chunk_size(n_components: int, n_features: int, device: torch.device) -> 
 
 def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
     check_dense(data, "data")
+    if hasattr(data, "with_format"):
+        data = open_rows(data)
     if isinstance(data, (str, os.PathLike)):
         data = [data]
-    if isinstance(data, Tensor) or (hasattr(data, "__array__") and not isinstance(data, (list, tuple))):
-        return [data if isinstance(data, (Tensor, np.ndarray)) else np.asarray(data)]
+    if is_array(data):
+        return [data]
+    if hasattr(data, "__array__") and not isinstance(data, (list, tuple)):
+        return [np.asarray(data)]
     if isinstance(data, (list, tuple)):
         if all(isinstance(shard, (str, os.PathLike)) for shard in data):
             return [open_rows(shard) for shard in data]
@@ -269,7 +280,7 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
         return [as_array(data, "data")]
     if not isinstance(data, Iterable):
         raise ValueError(
-            "data must be a tensor, an array, a path of an .npy file, a list of those, or an iterable of batches; "
+            "data must be a tensor, an array, the path of a file, a list of those, or an iterable of batches; "
             f"got {type(data).__name__}"
         )
     if iter(data) is data:
@@ -278,6 +289,11 @@ def _open_shards(data: Data) -> list[Any] | Iterable[Any]:
             "object whose __iter__ starts afresh, or use partial_fit"
         )
     return data
+
+
+def is_array(data: Any) -> bool:
+    """Whether rows can be taken from it by slices: a tensor, an array of any library, or opened rows."""
+    return isinstance(data, (Tensor, Rows)) or all(hasattr(data, name) for name in ("shape", "dtype", "__getitem__"))
 
 
 def _shuffles(data: Any) -> bool:
@@ -292,16 +308,16 @@ def _shuffles(data: Any) -> bool:
 
 def _check_rows(batch: Any, n_features: int) -> None:
     check_dense(batch, "data")
-    if not isinstance(batch, (Tensor, np.ndarray)):
+    if not is_array(batch):
         raise ValueError(f"a batch of data must be a tensor or an array, got {type(batch).__name__}")
-    shape = tuple(batch.shape)
+    shape, name = tuple(batch.shape), batch.place if isinstance(batch, Rows) else "data"
     if len(shape) != 2:
         hint = ""
         if len(shape) == 1:
             hint = "; one feature is x[:, None]" if n_features == 1 else "; one row is x[None]"
-        raise ValueError(f"data must be two-dimensional (N, {n_features}), got shape {shape}{hint}")
+        raise ValueError(f"{name} must be two-dimensional (N, {n_features}), got shape {shape}{hint}")
     if shape[1] != n_features:
-        raise ValueError(f"data has {shape[1]} features, but the mixture has n_features={n_features}")
+        raise ValueError(f"{name} has {shape[1]} features, but the mixture has n_features={n_features}")
 
 
 def _check_weights(sample_weight: Any) -> Tensor:
@@ -368,6 +384,29 @@ def _check_responsibilities(responsibilities: Any, n_components: int) -> Tensor:
     if not ((given >= 0) & given.isfinite()).all():
         raise ValueError("responsibilities must be finite and not negative")
     return given
+
+
+def assembled(answers: Iterable[Any], n_rows: int | None) -> Any:
+    """The answers (n, …) about chunks, or tuples of them, as one about N rows.
+
+    If N is known, each goes to its place at once: kept beside the temporaries of the others, they would break up the
+    memory, and the process would grow with the data.
+    """
+    if n_rows is None:
+        several = list(answers)
+        if isinstance(several[0], tuple):
+            return tuple(torch.cat(parts) for parts in zip(*several))
+        return torch.cat(several)
+    whole: list[Tensor] = []
+    start, is_tuple = 0, False
+    for answer in answers:
+        is_tuple = isinstance(answer, tuple)
+        parts = answer if is_tuple else (answer,)
+        whole = whole or [part.new_empty(n_rows, *part.shape[1:]) for part in parts]
+        for all_rows, part in zip(whole, parts):
+            all_rows[start : start + len(part)] = part
+        start += len(parts[0])
+    return tuple(whole) if is_tuple else whole[0]
 
 
 class InChunks(Protocol):
