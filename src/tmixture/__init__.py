@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tmixture.divergence import component_divergence, mixture_divergence
     from tmixture.lowrank_student_t import LowRankMultivariateStudentT
     from tmixture.many.together import ManyMixtures, fit_many
+    from tmixture.mapreduce import MapReduceFit
     from tmixture.merging import merge_components
     from tmixture.mixture import StudentTMixture
     from tmixture.priors import Prior
@@ -24,6 +25,7 @@ __all__ = [
     "DirectionalMixture",
     "LowRankMultivariateStudentT",
     "ManyMixtures",
+    "MapReduceFit",
     "MultivariateStudentT",
     "PowerDecay",
     "Prior",
@@ -42,6 +44,7 @@ _HOMES = {
     "DirectionalMixture": "directional",
     "LowRankMultivariateStudentT": "lowrank_student_t",
     "ManyMixtures": "many.together",
+    "MapReduceFit": "mapreduce",
     "MultivariateStudentT": "distributions",
     "PowerDecay": "step_sizes",
     "Prior": "priors",

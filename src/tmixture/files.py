@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from tmixture.priors import Prior
@@ -19,6 +19,8 @@ from tmixture.step_sizes import PowerDecay, StepSize
 # What is in a file, by the name of its class.
 FORMAT = "tmixture.{}/1"
 MIXTURE = "StudentTMixture"
+# Where a message of bytes has its format, and its plain values.
+HEADER = "header"
 
 
 def encoded(settings: dict[str, Any]) -> dict[str, Any]:
@@ -109,3 +111,26 @@ def read(path: str | os.PathLike[str], kind: str = MIXTURE) -> tuple[dict[str, T
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors, json.loads(metadata["settings"]), json.loads(metadata["record"])
+
+
+def packed(kind: str, tensors: dict[str, Tensor], **header: Any) -> bytes:
+    """Tensors, and a few plain values, as the bytes of a safetensors file."""
+    text = json.dumps({"format": FORMAT.format(kind), **header}).encode()
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save({**plain, HEADER: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+
+
+def unpacked(kind: str, content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `packed` made bytes of.
+
+    Raises:
+        ValueError: they are something else, or of another version.
+    """
+    try:
+        tensors = load(content)
+        header = json.loads(bytes(tensors.pop(HEADER).tolist()))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"content must be that of a {kind}, but it cannot be read: {error}") from error
+    if header.get("format") != FORMAT.format(kind):
+        raise ValueError(f"content must be that of {FORMAT.format(kind)}, got {header.get('format')}")
+    return tensors, header

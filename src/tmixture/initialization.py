@@ -18,7 +18,8 @@ from tmixture.em import expectation
 from tmixture.maximization import Rules, maximization
 from tmixture.numerics import accumulation_dtype, exact
 from tmixture.parameters import Parameters
-from tmixture.sampling import Sample, completed, draw_sample, sample_size, without_stray_rows
+from tmixture.reservoir import draw_sample
+from tmixture.sampling import Sample, completed, sample_size, without_stray_rows
 from tmixture.scales import Scale
 
 # Elements of a block of rows, or of their distances from all centres.
@@ -155,27 +156,31 @@ class TooFewRowsError(ValueError):
 def rows_to_start_from(
     chunks: Chunks, n_components: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
 ) -> Sample:
-    """The rows that initialisation works on: `random_sample` without gaps and stray rows."""
-    sample = random_sample(chunks, n_components, dtype, generator, shared=shared)
+    """The rows that initialisation works on: `random_sample`, `cleaned`."""
+    return cleaned(random_sample(chunks, n_components, dtype, generator, shared=shared), n_components)
+
+
+def cleaned(sample: Sample, n_components: int) -> Sample:
+    """A sample without gaps and stray rows.
+
+    Raises:
+        TooFewRowsError: there are fewer rows than components.
+    """
+    if sample.rows < n_components:
+        raise TooFewRowsError(
+            f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
+        )
     return without_stray_rows(completed(sample, COMPLETE_ROWS * n_components), n_components)
 
 
 def random_sample(
     chunks: Chunks, n_components: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
 ) -> Sample:
-    """A sample of the rows, enough of them for a start, the same in all processes that share their data.
-
-    Raises:
-        TooFewRowsError: there are fewer rows than components.
-    """
+    """A sample of the rows, enough of them for a start, the same in all processes that share their data."""
     size = sample_size(n_components, chunks.n_features)
     sample = draw_sample(chunks, size, dtype, generator, shared=shared, allow_missing=chunks.allow_missing)
     if sample.rows == 0:
         raise ValueError("sample_weight is zero for every row" if chunks.rows else "data is empty in all processes")
-    if sample.rows < n_components:
-        raise TooFewRowsError(
-            f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
-        )
     return sample
 
 

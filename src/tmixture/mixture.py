@@ -268,9 +268,9 @@ class StudentTMixture(MixtureModel):
                         fits = [fitting.best(fits)]
                 except KeyboardInterrupt:
                     if any(fit.has_begun for fit in fits) and not self.has_company:
-                        self._conclude(fitting.best(fits), rules, chunks)
+                        self.conclude(fitting.best(fits), rules, chunks.weight_unit)
                     raise
-            self._conclude(fits[0], rules, chunks)
+            self.conclude(fits[0], rules, chunks.weight_unit)
             diagnostics.warn_about(fits[0], rules, self.means.dtype, tol=self.tol, max_iter=self.max_iter)
         return self
 
@@ -401,11 +401,17 @@ class StudentTMixture(MixtureModel):
             background=background,
         )
 
-    def _conclude(self, fit: fitting.Fit, rules: Rules, chunks: Chunks) -> None:
-        """Keep the outcome of a fit."""
+    def begin(self, sample: sampling.Sample, generator: torch.Generator | None) -> tuple[Parameters, Rules]:
+        """Where EM starts that somebody else runs, on data of this sample, and by which rules."""
+        spread = sampling.spread(sample)
+        rules = self._rules(spread)
+        return self._start(sample, None, rules, spread, generator), rules
+
+    def conclude(self, fit: fitting.Fit, rules: Rules, weight_unit: float = 1.0) -> None:
+        """Keep the outcome of a fit, whose sample weights were in this unit."""
         step = fit.step
         self.adopt(step.parameters)
-        self.running.set(streaming.Stream.of_step(step, rules.regularization, self.means.dtype, chunks.weight_unit))
+        self.running.set(streaming.Stream.of_step(step, rules.regularization, self.means.dtype, weight_unit))
         self.n_iter_, self.converged_, self.history_ = step.n_iter, step.converged, fit.history
         self.n_reseeded_, self.disagreement_ = len(fit.reseeded), fit.disagreement
 

@@ -20,7 +20,7 @@ from scipy import stats
 from scipy.cluster import hierarchy
 from torch import Tensor
 
-from tmixture import sampling
+from tmixture import reservoir
 from tmixture.data.chunks import Data
 from tmixture.merging import Merging
 from tmixture.mixture import StudentTMixture
@@ -292,7 +292,7 @@ def _blocks(mixture: StudentTMixture, data: Data) -> Iterator[Tensor]:
 def _sample(mixture: StudentTMixture, data: Data) -> np.ndarray:
     """Rows of the data: all, or a random sample that is the same every time."""
     generator = torch.Generator().manual_seed(0)
-    return sampling.draw_sample(mixture.chunks(data), DRAWN_ROWS, torch.float32, generator).x.double().cpu().numpy()
+    return reservoir.draw_sample(mixture.chunks(data), DRAWN_ROWS, torch.float32, generator).x.double().cpu().numpy()
 
 
 def _count_on(ax: Axes) -> None:

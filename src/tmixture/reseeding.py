@@ -13,7 +13,7 @@ from tmixture import distributed
 from tmixture.data.chunks import Chunk
 from tmixture.density import Density, working_density
 from tmixture.parameters import Parameters
-from tmixture.sampling import draw_sample
+from tmixture.reservoir import draw_sample
 
 # Rows among which a poorly explained one is looked for. With thousands of components it takes time to explain more.
 RESTART_ROWS = 1024

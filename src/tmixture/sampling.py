@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,9 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmixture import distributed
-from tmixture.data.arrays import check_finite
-from tmixture.data.chunks import Chunk
 from tmixture.numerics import exact
 from tmixture.parameters import Parameters
 
@@ -77,81 +73,6 @@ def draw_points(
 def sample_size(n_components: int, n_features: int) -> int:
     """Rows in the sample that initialisation works on."""
     return max(64 * n_components, min(2**18, SAMPLE_ELEMENTS // n_features))
-
-
-def draw_sample(
-    chunks: Iterable[Chunk],
-    size: int,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
-    *,
-    shared: bool = False,
-    allow_missing: bool = False,
-) -> Sample:
-    """Pass over the data once: check every value, count the rows, keep a weighted reservoir of `size` rows.
-
-    Rows are kept by the largest keys u^(1/weight) (Efraimidis & Spirakis 2006), so a row is drawn in proportion to its
-    weight and the data may have any length. The random numbers depend on the rows alone, not on the chunking.
-
-    Args:
-        chunks: the data.
-        size: of the sample.
-        dtype: of the sampled rows, unless the data needs a wider one.
-        generator: source of randomness.
-        shared: whether the sample is of the rows of all processes, and the same in all of them.
-        allow_missing: whether values may be missing.
-
-    Raises:
-        ValueError: a value is not finite; the message names its row.
-    """
-    # A generator of its own: what is drawn after the pass must not depend on the number of rows.
-    seed = int(torch.randint(2**31 - 1, (), generator=generator)) + (distributed.rank() if shared else 0)
-    generator = torch.Generator().manual_seed(seed)
-    kept_x, kept_weight, kept_key = [], [], []
-    rows = total = waiting = 0
-    least = -math.inf  # no row with a smaller key can still be among the largest
-    for chunk in chunks:
-        check_finite(chunk.x, total, "data", allow_missing=allow_missing)
-        total += len(chunk.x)
-        weight = torch.ones(len(chunk.x)) if chunk.weight is None else chunk.weight.cpu()
-        key = torch.rand(len(chunk.x), generator=generator, dtype=torch.float64).log() / weight
-        positive = weight > 0
-        rows += int(positive.sum())
-        keep = (positive & (key > least)).nonzero()[:, 0]
-        kept_x.append(chunk.x[keep.to(chunk.x.device)])
-        kept_weight.append(weight[keep])
-        kept_key.append(key[keep])
-        waiting += len(keep)
-        if waiting > 1.25 * size:
-            kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
-            waiting, least = size, float(kept_key[0].min())
-    if rows > size:
-        kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
-    x, weight, key = torch.cat(kept_x), torch.cat(kept_weight), torch.cat(kept_key)
-    x = x.to(torch.promote_types(x.dtype, dtype))
-    if shared:
-        x, weight, rows = _joined(x, weight, key, rows, size)
-    return Sample(x, weight.to(x) if rows <= size else torch.ones_like(x[:, 0]), rows)
-
-
-def _joined(x: Tensor, weight: Tensor, key: Tensor, rows: int, size: int) -> tuple[Tensor, Tensor, int]:
-    """Of the samples of all processes the rows with the largest keys, their weights, and the number of all rows."""
-    rows = int(distributed.gather_rows(torch.tensor([rows], device=x.device)).sum())
-    if rows > size:
-        keys = distributed.gather_rows(key.to(x.device)).cpu()
-        keep = key >= keys.topk(size).values[-1]
-        x, weight = x[keep.to(x.device)], weight[keep]
-    return distributed.gather_rows(x), distributed.gather_rows(weight.to(x)), rows
-
-
-def _shrink(
-    x: list[Tensor], weight: list[Tensor], key: list[Tensor], size: int
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The `size` rows with the largest keys, in the order of the data."""
-    keys = torch.cat(key)
-    index = keys.topk(size).indices.sort().values
-    rows = torch.cat(x)
-    return [rows[index.to(rows.device)]], [torch.cat(weight)[index]], [keys[index]]
 
 
 def completed(sample: Sample, at_least: int) -> Sample:

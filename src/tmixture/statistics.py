@@ -160,6 +160,20 @@ class SufficientStatistics:
         averaged = {name: t / self.weight for name, t in self.tensors().items() if name not in ("reference", "rows")}
         return SufficientStatistics(**{**self.tensors(), **averaged})
 
+    def times(self, factor: float) -> SufficientStatistics:
+        """The same for sample weights that are so many times as large."""
+        scaled = {name: t * factor for name, t in self.tensors().items() if name not in ("reference", "rows")}
+        return SufficientStatistics(**{**self.tensors(), **scaled})
+
+    def __add__(self, other: SufficientStatistics) -> SufficientStatistics:
+        """Those of the rows of both, about the same reference."""
+        if not isinstance(other, SufficientStatistics):
+            return NotImplemented
+        if self.reference.shape != other.reference.shape or not torch.equal(self.reference, other.reference):
+            raise ValueError("statistics that are added must be about the same reference: of the same parameters")
+        sums = {name: t + getattr(other, name) for name, t in self.tensors().items() if name != "reference"}
+        return SufficientStatistics(**sums, reference=self.reference)
+
     def blend(self, other: SufficientStatistics, rate: float) -> SufficientStatistics:
         """(1 − rate)·self + rate·other, both about the same reference; the rows add up."""
         blended = {

@@ -13,7 +13,8 @@ from tmixture.data.chunks import Chunk, Chunks
 from tmixture.initialization import prior_rows
 from tmixture.maximization import Rules, maximization
 from tmixture.parameters import Parameters
-from tmixture.sampling import Sample, draw_sample
+from tmixture.reservoir import draw_sample
+from tmixture.sampling import Sample
 from tmixture.scales import Scale
 from tmixture.statistics import SufficientStatistics
 from tmixture.step_sizes import StepSize, rate_of

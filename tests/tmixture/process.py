@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from tmixture import Prior, StudentTMixture
 from tmixture.data.chunks import Chunk
-from tmixture.sampling import draw_sample
+from tmixture.reservoir import draw_sample
 
 STRUCTURES = {"full": {}, "tied": {}, "diag": {}, "spherical": {}, "lowrank": {"rank": 2}}
 WORLD = 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tmixture import sampling
+from tmixture import reservoir, sampling
 from tmixture.data.chunks import Chunk
 
 from . import naive
@@ -31,7 +31,7 @@ def test_every_row_is_equally_likely_and_drawn_once(size):
     counts, draws = np.zeros(40), 1500
     for _ in range(draws):
         chunks = chunked(index_column(40), [7, 13, 1, 19])
-        sample = sampling.draw_sample(chunks, size, torch.float32, generator)
+        sample = reservoir.draw_sample(chunks, size, torch.float32, generator)
         rows = sample.x[:, 0].long()
         assert len(rows) == size
         assert (rows.diff() > 0).all()  # in their order, none twice
@@ -48,7 +48,7 @@ def test_rows_are_drawn_in_proportion_to_their_weights():
     weight = torch.tensor([0.0, 1.0, 2.0, 5.0, 0.0, 0.25], dtype=torch.float64)
     counts, draws = np.zeros(6), 4000
     for _ in range(draws):
-        sample = sampling.draw_sample(chunked(index_column(6), [2, 3, 1], weight), 1, torch.float32, generator)
+        sample = reservoir.draw_sample(chunked(index_column(6), [2, 3, 1], weight), 1, torch.float32, generator)
         assert sample.weight.tolist() == [1.0]
         assert sample.rows == 4
         counts[int(sample.x)] += 1
@@ -62,7 +62,9 @@ def test_rows_are_drawn_in_proportion_to_their_weights():
 def test_the_sample_does_not_depend_on_the_chunking(sizes):
     weight = torch.as_tensor(np.random.default_rng(0).integers(0, 3, 100)).double()
     samples = [
-        sampling.draw_sample(chunked(index_column(100), s, weight), 12, torch.float32, torch.Generator().manual_seed(5))
+        reservoir.draw_sample(
+            chunked(index_column(100), s, weight), 12, torch.float32, torch.Generator().manual_seed(5)
+        )
         for s in (sizes, [50, 50])
     ]
     assert samples[0].x.tolist() == samples[1].x.tolist()
@@ -70,7 +72,7 @@ def test_the_sample_does_not_depend_on_the_chunking(sizes):
 
 def test_all_rows_with_weight_are_kept_where_they_fit():
     weight = torch.tensor([1.0, 0.0, 3.0, 0.5], dtype=torch.float64)
-    sample = sampling.draw_sample(chunked(index_column(4), [3, 1], weight), 10, torch.float64, None)
+    sample = reservoir.draw_sample(chunked(index_column(4), [3, 1], weight), 10, torch.float64, None)
     assert sample.x[:, 0].tolist() == [0, 2, 3]
     assert sample.weight.tolist() == [1.0, 3.0, 0.5]
 
