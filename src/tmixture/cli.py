@@ -7,6 +7,11 @@
 Embeddings are files, folders of files, or URLs: .npy and safetensors are memory-mapped, .parquet, .arrow, .feather and
 .zarr are read a block at a time, .npz one at a time, so that their number of rows does not matter. Whatever is killed
 goes on where it was when the same command is run again.
+
+    torchrun --nproc-per-node 4 --max-restarts 3 -m tmixture fit embeddings/ -k 40 -o mixture.safetensors
+
+shares the files out between processes, of one machine or of many, with the same result. Those that are left after one
+was lost begin again at the last checkpoint.
 """
 
 from __future__ import annotations
@@ -76,6 +81,16 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--max-candidates", type=int, help="components that a row is compared with; all by default")
     fit.add_argument("--chunk-size", type=int, help="rows worked on at a time")
     fit.add_argument("--seed", type=int, default=0, help="of the start")
+    fit.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=10,
+        metavar="N",
+        help="iterations; each checkpoint costs two passes over the data",
+    )
+    fit.add_argument(
+        "--timeout", type=float, default=7200, metavar="SECONDS", help="that a process waits for the slowest"
+    )
 
     predict = add(
         "predict",

@@ -24,10 +24,10 @@ from tmixture.data.chunks import Chunks, chunk_size
 from tmixture.data.shards import CLUSTERS, Shards, suffix
 from tmixture.data.sources import MODULES, Place, is_remote, needed
 from tmixture.diagnostics import ConvergenceWarning
+from tmixture.distributed import is_active
+from tmixture.launched import file_of_first, has_been_restarted, is_first, launched, own_share
 from tmixture.mixture import StudentTMixture
 
-# EM iterations between two checkpoints. Each checkpoint costs two passes over the data.
-CHECKPOINT_ITERATIONS = 10
 FIELDS = np.dtype([("label", np.int64), ("confidence", np.float32), ("outlier_weight", np.float32)])
 
 
@@ -35,15 +35,20 @@ FIELDS = np.dtype([("label", np.int64), ("confidence", np.float32), ("outlier_we
 
 
 def fit(arguments: argparse.Namespace) -> None:
-    """Fit a mixture, going on from a checkpoint if there is one."""
+    """Fit a mixture, going on from a checkpoint if there is one; with the other processes of `torchrun`, if any."""
+    with launched(_device(arguments.device), arguments.timeout) as device:
+        _fit(arguments, device)
+
+
+def _fit(arguments: argparse.Namespace, device: torch.device) -> None:
     output: Path = arguments.output
     checkpoint = output.with_name(output.name + ".checkpoint")
-    how = {"normalize": arguments.normalize, "allow_missing": arguments.allow_missing}
-    data = Shards(_inputs(arguments), _columns(arguments), title="fit", **how)
-    origin = {"normalize": arguments.normalize, "files": [_stamp(path) for path in data.paths]}
+    inputs = _inputs(arguments)
+    data, n_features = _own_rows(arguments, inputs)
+    origin = {"normalize": arguments.normalize, "files": [_stamp(path) for path in inputs]}
     mixture = StudentTMixture(
         arguments.components,
-        data.n_features,
+        n_features,
         dof=arguments.dof,
         learn_dof=arguments.learn_dof or False,
         covariance_type=arguments.covariance,
@@ -58,32 +63,66 @@ def fit(arguments: argparse.Namespace) -> None:
         max_candidates=arguments.max_candidates,
         chunk_size=arguments.chunk_size,
         generator=arguments.seed,
-        device=_device(arguments.device),
+        distributed=is_active(),
+        device=device,
     )
-    if arguments.overwrite:
-        output.unlink(missing_ok=True)
-        checkpoint.unlink(missing_ok=True)
-    for earlier in (checkpoint, output):
-        if earlier.exists():
-            mixture = _continued(earlier, mixture, origin)
-            print(f"tmixture: {earlier} has {mixture.n_iter_} iterations already", file=sys.stderr)
-            break
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if is_first():
+        if arguments.overwrite and not has_been_restarted():
+            output.unlink(missing_ok=True)
+            checkpoint.unlink(missing_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+    earlier = next((path for path in (checkpoint, output) if is_first() and path.exists()), None)
+    copy = file_of_first(earlier)
+    if copy is not None:
+        mixture = _continued(copy, mixture, origin, called=earlier or output)
+        _tell(f"tmixture: {earlier} has {mixture.n_iter_} iterations already")
+        if copy != earlier:
+            copy.unlink()
     while mixture.n_iter_ < mixture.max_iter and not mixture.converged_:
         try:
-            _iterate(mixture, data, CHECKPOINT_ITERATIONS)
+            _iterate(mixture, data, arguments.checkpoint_every)
         finally:
-            if mixture.n_iter_:
-                mixture.save(checkpoint, origin)
-        print(f"iteration {mixture.n_iter_}: mean log-likelihood {mixture.history_[-1]:.6f}", file=sys.stderr)
+            if mixture.n_iter_ and is_first():
+                _save_alone(mixture, checkpoint, origin)
+        _tell(f"iteration {mixture.n_iter_}: mean log-likelihood {mixture.history_[-1]:.6f}")
+    if not is_first():
+        return
     if checkpoint.exists():
         os.replace(checkpoint, output)
     if not mixture.converged_:
-        print("tmixture: not converged: a larger --max-iter goes on from here", file=sys.stderr)
+        _tell("tmixture: not converged: a larger --max-iter goes on from here")
     print(f"{output}: {mixture}, {_outcome(mixture)}")
 
 
-def _iterate(mixture: StudentTMixture, data: Shards, n_iter: int) -> None:
+def _own_rows(arguments: argparse.Namespace, inputs: list[Place]) -> tuple[Shards | torch.Tensor, int]:
+    """The rows of this process, and their width; no rows where there are fewer files than processes."""
+    how = {"normalize": arguments.normalize, "allow_missing": arguments.allow_missing}
+    everything = Shards(inputs, _columns(arguments), title="fit", **how)
+    own = own_share(inputs, everything.lengths)
+    if len(own) == len(inputs):
+        return everything, everything.n_features
+    if not own:
+        return torch.empty(0, everything.n_features), everything.n_features
+    title = "fit" if is_first() else ""
+    return Shards(own, _columns(arguments), everything.n_features, title, **how), everything.n_features
+
+
+def _save_alone(mixture: StudentTMixture, path: Path, origin: dict[str, Any]) -> None:
+    """Save it as one that works alone, whoever loads it."""
+    shared, mixture.distributed = mixture.distributed, False
+    try:
+        mixture.save(path, origin)
+    finally:
+        mixture.distributed = shared
+
+
+def _tell(line: str) -> None:
+    """Say on the console of the first process how things go."""
+    if is_first():
+        print(line, file=sys.stderr)
+
+
+def _iterate(mixture: StudentTMixture, data: Shards | torch.Tensor, n_iter: int) -> None:
     """Go on by at most so many iterations; `max_iter` and the history are those of the whole fit."""
     done, max_iter, history = mixture.n_iter_, mixture.max_iter, mixture.history_
     mixture.max_iter, mixture.warm_start = min(n_iter, max_iter - done), True
@@ -98,8 +137,8 @@ def _iterate(mixture: StudentTMixture, data: Shards, n_iter: int) -> None:
             mixture.history_ = history[:-1] + mixture.history_
 
 
-def _continued(path: Path, wanted: StudentTMixture, origin: dict[str, Any]) -> StudentTMixture:
-    """The earlier fit in a file, to be continued by the wanted stopping rule.
+def _continued(path: Path, wanted: StudentTMixture, origin: dict[str, Any], called: Path) -> StudentTMixture:
+    """The earlier fit in a file, or in a copy of the one called so, to be continued by the wanted stopping rule.
 
     Raises:
         ValueError: it is one of other data or with other settings.
@@ -111,15 +150,16 @@ def _continued(path: Path, wanted: StudentTMixture, origin: dict[str, Any]) -> S
             differing = (
                 f"{name}={was.get(name)} and not {value}" if name != "files" else "files that have changed since"
             )
-            raise ValueError(f"{path} is of another fit, with {differing}: give another --output, or --overwrite")
+            raise ValueError(f"{called} is of another fit, with {differing}: give another --output, or --overwrite")
     earlier.converged_ = earlier.converged_ and earlier.tol <= wanted.tol
-    earlier.max_iter, earlier.tol, earlier.chunk_size = wanted.max_iter, wanted.tol, wanted.chunk_size
+    for free in ("max_iter", "tol", "chunk_size", "distributed"):
+        setattr(earlier, free, getattr(wanted, free))
     return earlier
 
 
 def _identity(mixture: StudentTMixture, origin: dict[str, Any]) -> dict[str, Any]:
     """What makes two fits the same but for their length and the memory that they take."""
-    free = ("max_iter", "tol", "chunk_size")
+    free = ("max_iter", "tol", "chunk_size", "distributed")
     settings = {name: value for name, value in files.encoded(mixture.settings()).items() if name not in free}
     return {**settings, "dof": mixture.initial_dof.tolist(), **origin}
 

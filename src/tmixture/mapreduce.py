@@ -105,9 +105,9 @@ class Draw:
         """
         cpu = torch.device("cpu")
         chunks = _chunks(data, self.n_features, cpu, 4096, sample_weight, allow_missing=self.allow_missing)
-        generator = torch.Generator().manual_seed(self.seed + part)
+        first, missing = part * reservoir.FAR_APART, self.allow_missing
         drawn = reservoir.draw_reservoir(
-            chunks, self.size, self.dtype, generator, part=part, allow_missing=self.allow_missing
+            chunks, self.size, self.dtype, self.seed, first=first, part=part, allow_missing=missing
         )
         return replace(drawn, weight=drawn.weight.double() * chunks.weight_unit, key=drawn.key / chunks.weight_unit)
 

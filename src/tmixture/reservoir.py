@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from tmixture.data.arrays import check_finite
 from tmixture.data.chunks import Chunk
 from tmixture.files import packed, unpacked
 from tmixture.sampling import Sample
+
+# More rows than anybody has.
+FAR_APART = 2**48
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,17 @@ def draw_reservoir(
     chunks: Iterable[Chunk],
     size: int,
     dtype: torch.dtype,
-    generator: torch.Generator,
+    seed: int,
     *,
+    first: int = 0,
     part: int = 0,
     allow_missing: bool = False,
 ) -> Reservoir:
     """Pass over the data once: check every value, count the rows, keep a weighted reservoir of `size` rows.
 
     Rows are kept by the largest keys u^(1/weight) (Efraimidis & Spirakis 2006), so a row is drawn in proportion to its
-    weight and the data may have any length. The random numbers depend on the rows alone, not on the chunking.
+    weight and the data may have any length. The random numbers depend on the places of the rows alone, of which these
+    begin at `first`: not on chunks, nor on how many processes share the data.
     """
     kept_x, kept_weight, kept_key = [], [], []
     rows = total = waiting = 0
@@ -105,7 +111,7 @@ def draw_reservoir(
         check_finite(chunk.x, total, "data", allow_missing=allow_missing)
         total += len(chunk.x)
         weight = torch.ones(len(chunk.x)) if chunk.weight is None else chunk.weight.cpu()
-        key = torch.rand(len(chunk.x), generator=generator, dtype=torch.float64).log() / weight
+        key = uniform(seed, first + total - len(chunk.x), len(chunk.x)).log() / weight
         positive = weight > 0
         rows += int(positive.sum())
         keep = (positive & (key > least)).nonzero()[:, 0]
@@ -121,6 +127,15 @@ def draw_reservoir(
     x, weight, key = torch.cat(kept_x), torch.cat(kept_weight), torch.cat(kept_key)
     x = x.to(torch.promote_types(x.dtype, dtype))
     return Reservoir(x, weight, key, torch.full((len(key),), part), rows, size)
+
+
+def uniform(seed: int, first: int, n: int) -> Tensor:
+    """Random numbers in [0, 1) of n places, from the place `first` on: (n,), in float64."""
+    bits = np.random.Philox(key=seed)
+    bits.advance(first // 4)  # it makes four at a time
+    numbers = np.random.Generator(bits)
+    numbers.random(first % 4)
+    return torch.from_numpy(numbers.random(n))
 
 
 def draw_sample(
@@ -145,11 +160,20 @@ def draw_sample(
     Raises:
         ValueError: a value is not finite; the message names its row.
     """
-    # A generator of its own: what is drawn after the pass must not depend on the number of rows.
-    seed = int(torch.randint(2**31 - 1, (), generator=generator)) + (distributed.rank() if shared else 0)
-    own = torch.Generator().manual_seed(seed)
-    drawn = draw_reservoir(chunks, size, dtype, own, allow_missing=allow_missing)
+    # Numbers of their own: what is drawn after the pass must not depend on how many rows there were.
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    first = _rows_before(chunks) if shared else 0
+    drawn = draw_reservoir(chunks, size, dtype, seed, first=first, allow_missing=allow_missing)
     return _joined(drawn).sample() if shared else drawn.sample()
+
+
+def _rows_before(chunks: Iterable[Chunk]) -> int:
+    """The rows of all processes of lower rank; a place far from theirs where somebody does not know their number."""
+    known = getattr(chunks, "n_rows", None)
+    device = getattr(chunks, "device", torch.device("cpu"))
+    counts = distributed.gather_rows(torch.tensor([-1 if known is None else known], device=device)).tolist()
+    before = counts[: distributed.rank()]
+    return sum(before) if min(counts) >= 0 else distributed.rank() * FAR_APART
 
 
 def _joined(drawn: Reservoir) -> Reservoir:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tmixture import distributed
 from tmixture.data.arrays import as_array, as_tensor, check_dense, check_finite
+from tmixture.data.shards import Shards
 from tmixture.data.sources import Rows, blocks_of, n_rows, open_rows
 from tmixture.numerics import SUM_ROWS, exact
 
@@ -141,7 +142,9 @@ class Chunks:
     @property
     def n_rows(self) -> int | None:
         """N, where it is known before the rows are read."""
-        return sum(map(n_rows, self.shards)) if isinstance(self.shards, list) else self.rows
+        if isinstance(self.shards, list):
+            return sum(map(n_rows, self.shards))
+        return len(self.shards) if isinstance(self.shards, Shards) else self.rows
 
     def __iter__(self) -> Iterator[Chunk]:
         start = 0

@@ -28,7 +28,7 @@ class Shards:
         paths: files, or their URLs.
         name: of the array in files of several, or of the columns of tables; not needed where there is no choice.
         n_features: width that the rows must have; that of the first file if None.
-        title: of the progress bar.
+        title: of the progress bar; empty for none.
         normalize: whether to divide each row by its norm.
         allow_missing: whether NaN may stand for a value.
 
@@ -77,7 +77,12 @@ class Shards:
     def __iter__(self) -> Iterator[Tensor]:
         """One pass over all rows, in blocks (n, d). The first pass checks that they are finite."""
         with progress_bar(
-            total=len(self), desc=self.title, unit=" rows", unit_scale=True, leave=False, disable=None
+            total=len(self),
+            desc=self.title,
+            unit=" rows",
+            unit_scale=True,
+            leave=False,
+            disable=None if self.title else True,
         ) as bar:
             for path in self.paths:
                 start = 0
