@@ -352,7 +352,7 @@ def make_trainer(
     schedule = Schedule(
         epochs=config.epochs,
         batch_size=arm.batch_size or config.batch_size,
-        learning_rate=arm.learning_rate or learning_rate(config),
+        learning_rate=arm.rate * learning_rate(config),
         accumulate=config.accumulate,
         patience=config.patience,
         augment=config.augment,

@@ -2,8 +2,8 @@
 
     spark-submit examples/spark_fit.py embeddings/ --column embedding --components 40 --output mixture.safetensors
 
-A task that is lost runs again, and counts once. tmixture has to be installed where the executors run. Needs the extra
-`spark`.
+A task that is lost runs again, and counts once. tmixture has to be installed where the executors run.
+Needs the extra `spark`.
 """
 
 from __future__ import annotations

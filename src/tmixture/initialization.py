@@ -161,27 +161,32 @@ def rows_to_start_from(
 
 
 def cleaned(sample: Sample, n_components: int) -> Sample:
-    """A sample without gaps and stray rows.
-
-    Raises:
-        TooFewRowsError: there are fewer rows than components.
-    """
-    if sample.rows < n_components:
-        raise TooFewRowsError(
-            f"data has {sample.rows} rows with positive weight, but n_components={n_components} needs at least as many"
-        )
+    """A sample without gaps and stray rows."""
     return without_stray_rows(completed(sample, COMPLETE_ROWS * n_components), n_components)
 
 
 def random_sample(
     chunks: Chunks, n_components: int, dtype: torch.dtype, generator: torch.Generator | None, *, shared: bool
 ) -> Sample:
-    """A sample of the rows, enough of them for a start, the same in all processes that share their data."""
+    """A sample of the rows, enough of them for a start, the same in all processes that share their data.
+
+    Raises:
+        TooFewRowsError: there are fewer rows than components.
+    """
     size = sample_size(n_components, chunks.n_features)
     sample = draw_sample(chunks, size, dtype, generator, shared=shared, allow_missing=chunks.allow_missing)
     if sample.rows == 0:
         raise ValueError("sample_weight is zero for every row" if chunks.rows else "data is empty in all processes")
+    require_rows(sample.rows, n_components)
     return sample
+
+
+def require_rows(rows: int, n_components: int) -> None:
+    """Raise a `TooFewRowsError` if there are fewer rows than components."""
+    if rows < n_components:
+        raise TooFewRowsError(
+            f"data has {rows} rows with positive weight, but n_components={n_components} needs at least as many"
+        )
 
 
 def start(

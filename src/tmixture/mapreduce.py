@@ -19,7 +19,7 @@ from tmixture import diagnostics, fitting, reservoir, sampling
 from tmixture.data.chunks import Chunks, Data, fitting_chunk_size
 from tmixture.em import Step, expectation, on_host, what_is_left
 from tmixture.files import packed, unpacked
-from tmixture.initialization import cleaned
+from tmixture.initialization import cleaned, require_rows
 from tmixture.maximization import Rules, maximization, penalty
 from tmixture.mixture import StudentTMixture
 from tmixture.numerics import accumulation_dtype
@@ -203,6 +203,7 @@ class MapReduceFit:
             ValueError: there are fewer rows than components.
         """
         mixture = self.mixture
+        require_rows(drawn.rows, mixture.n_components)
         sample = drawn.sample()
         sample = replace(sample, x=sample.x.to(mixture.means.device), weight=sample.weight.to(mixture.means.device))
         with mixture.exact_arithmetic():

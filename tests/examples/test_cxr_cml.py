@@ -84,11 +84,9 @@ def test_sentences_need_reports(output, monkeypatch):
 
 
 def test_what_an_objective_adds_learns_faster_than_a_fine_tuned_model(output):
-    slow = replace(ARMS["slip"], learning_rate=1e-6)
-    rates = [group["lr"] for group in trainer(output, slow).optimizer.param_groups]
-    assert rates == [1e-6, 3e-4]
-    fast = replace(ARMS["slip"], learning_rate=1e-2)
-    assert [group["lr"] for group in trainer(output, fast).optimizer.param_groups] == [1e-2, 1e-2]
+    for rate, heads in ((1 / 300, 3e-4), (10, 3e-3)):
+        rates = [g["lr"] for g in trainer(output, replace(ARMS["slip"], rate=rate)).optimizer.param_groups]
+        assert rates == pytest.approx([rate * TINY.learning_rate, heads])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class Arm:
         trained: whether it is trained at all.
         objective: makes what image and text encoder learn from, from a model, the names of the findings and
             `duplicates`: an `Objective`.
-        learning_rate: of the encoders; None is the configuration's.
+        rate: factor of the configuration's learning rate.
         sentences: read a random sentence of the report in each epoch, in place of the caption, where there are reports.
         label_weights: weigh the objective by 1/√prevalence of the rarest finding present.
         cluster_weights: weigh the objective by the mixture: outlier weight 1/u, cluster mass m^(−mass_exponent).
@@ -45,7 +45,7 @@ class Arm:
     title: str
     trained: bool = True
     objective: Callable[..., Objective] = Clip
-    learning_rate: float | None = None
+    rate: float = 1.0
     sentences: bool = False
     label_weights: bool = False
     cluster_weights: bool = False

@@ -46,7 +46,7 @@ def broken(folder, case):
         return folder / "notes.txt", "must be a folder or end in one of .npy"
     if case == "empty folder":
         (folder / "inner").mkdir()
-        return folder / "inner", ".zarr files of embeddings named *"
+        return folder / "inner", " files of embeddings named *"
     if case == "width":
         np.save(bad, np.ones((30, D + 1)))
         return folder, f"z.npy has shape (30, {D + 1}): at least one row of {D} features is needed"
