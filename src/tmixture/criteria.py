@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,25 +12,32 @@ from tmixture import distributed
 from tmixture.data.chunks import Chunks
 from tmixture.numerics import exact
 
+LogJoint = Callable[[Tensor], Tensor]
+"""Log π_k + log T(x_i; μ_k, Σ_k, ν_k) of rows: (n, d) → (n, K)."""
+
 
 def information_criteria(
-    log_joint: Callable[[Tensor], Tensor], chunks: Chunks, n_free_parameters: int, *, shared: bool
-) -> dict[str, float]:
-    """Mean "log_likelihood", "bic", "aic" and "icl", from one pass over the data.
+    mixtures: Sequence[tuple[LogJoint, int]], chunks: Chunks, *, shared: bool
+) -> list[dict[str, float]]:
+    """Mean "log_likelihood", "bic", "aic" and "icl" of several mixtures, from one pass over the data.
 
     BIC is −2·log L + p·log N, AIC −2·log L + 2p, and ICL adds 2·Σ_i entropy(r_i) to BIC (Biernacki et al. 2000). N is
     the sum of the sample weights.
 
     Args:
-        log_joint: log π_k + log T(x_i; μ_k, Σ_k, ν_k) of rows, (n, d) → (n, K).
+        mixtures: of each what it says of rows, and p, the number of its free parameters.
         chunks: the data.
-        n_free_parameters: p.
         shared: whether to add up what all processes have.
     """
-    totals = torch.stack([_sums(log_joint(chunk.x), chunk.weight) for chunk in chunks]).sum(0) * chunks.weight_unit
+    parts = [torch.stack([_sums(joint(chunk.x), chunk.weight) for joint, _ in mixtures]) for chunk in chunks]
+    totals = torch.stack(parts).sum(0) * chunks.weight_unit
     if shared:
         distributed.sum_in_place([totals])
-    log_likelihood, weight, entropy = totals.tolist()
+    return [_criteria(sums, n_free) for sums, (_, n_free) in zip(totals.tolist(), mixtures)]
+
+
+def _criteria(sums: list[float], n_free_parameters: int) -> dict[str, float]:
+    log_likelihood, weight, entropy = sums
     if not weight > 0:
         raise ValueError("sample_weight is zero for every row")
     bic = -2 * log_likelihood + n_free_parameters * math.log(weight)

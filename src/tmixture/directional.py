@@ -309,7 +309,7 @@ class DirectionalMixture(nn.Module):
         self.require_fitted()
         chunks = self._chunks(data, sample_weight)
         n_free = self.n_components * (self.n_features + 1) - 1  # d − 1 for a direction
-        return information_criteria(self.log_joint, chunks, n_free, shared=False)
+        return information_criteria([(self.log_joint, n_free)], chunks, shared=False)[0]
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | int | None = None) -> tuple[Tensor, Tensor]:

@@ -349,7 +349,8 @@ class MixtureModel(MixtureState):
         with self.together():
             self.require_fitted()
             chunks = self.chunks(data, sample_weight)
-            return information_criteria(self.log_joint, chunks, self.n_free_parameters, shared=self.distributed)
+            mixtures = [(self.log_joint, self.n_free_parameters)]
+            return information_criteria(mixtures, chunks, shared=self.distributed)[0]
 
     @property
     def n_free_parameters(self) -> int:

@@ -4,6 +4,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,3 +126,40 @@ def test_wrong_arguments_are_found_before_the_first_fit(numbers, settings, messa
 def test_unknown_arguments(blobs):
     with pytest.raises(TypeError, match="covariance"):
         select_components(blobs, [1], 2, covariance="full")
+
+
+def test_a_sample_is_fitted_and_all_rows_judge(blobs, tmp_path):
+    """A few of the rows, drawn by their weights, are enough to find the number; the criteria are of all of them."""
+    data = torch.cat([blobs + 0.01 * i for i in range(10)])
+    np.save(tmp_path / "x.npy", data.numpy())
+    read = []
+
+    class Counted:
+        def __iter__(self):
+            yield data[:700]
+            read.append(1)
+            yield data[700:]
+
+    settings = {"covariance_type": "full", "dof": float("inf"), "generator": 0}
+    found = select_components(Counted(), range(2, 6), 2, fit_rows=300, **settings)
+    assert len(read) == 2, "one pass draws the sample, one judges"
+    assert found.best.n_components == 3
+    for candidate in found.candidates:
+        assert abs(candidate.fitted_log_likelihood - candidate.log_likelihood) < 0.2
+        assert candidate.fitted_log_likelihood != candidate.log_likelihood
+    assert found.chosen.bic == pytest.approx(found.best.bic(data))
+    weights = torch.zeros(len(data))
+    weights[:450] = 1
+    part = select_components(data, [2, 3], 2, weights, fit_rows=200, generator=0)
+    assert part.chosen.log_likelihood == pytest.approx(part.best.score(data, weights))
+    again = select_components(str(tmp_path / "x.npy"), [3], 2, covariance_type="full", fit_rows=300, generator=0)
+    assert again.best.means.allclose(
+        select_components(data, [3], 2, covariance_type="full", fit_rows=300, generator=0).best.means
+    )
+    with pytest.raises(ValueError, match="fit_rows must be a positive integer"):
+        select_components(data, [2], 2, fit_rows=0)
+
+
+def test_without_a_sample_the_fitted_rows_are_all(selection):
+    for candidate in selection.candidates:
+        assert candidate.fitted_log_likelihood == candidate.log_likelihood
