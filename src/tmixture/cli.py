@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tmixture: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"tmixture: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--seed", type=int, default=0, help="of the start")
     fit.add_argument(
         "--checkpoint-every",
-        type=int,
+        type=positive,
         default=10,
         metavar="N",
         help="iterations; each checkpoint costs two passes over the data",
@@ -117,6 +117,14 @@ def parser() -> argparse.ArgumentParser:
     describe.add_argument("mixture", type=Path, help="what fit has written")
     describe.add_argument("--json", action="store_true", help="for programs")
     return whole
+
+
+def positive(text: str) -> int:
+    """A positive integer."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"a positive integer is needed, got {text}")
+    return number
 
 
 def number_or_auto(text: str) -> float | str:

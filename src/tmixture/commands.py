@@ -197,6 +197,7 @@ def predict(arguments: argparse.Namespace) -> None:
     todo = []
     for path, output, rows in zip(inputs, outputs, data):
         origin = {"mixture": fingerprint, "rows": len(rows), "modified": _stamp(path)[-1]}
+        origin |= {"kept": arguments.keep} if arguments.keep else {}
         if arguments.overwrite:
             output.unlink(missing_ok=True)
         if not _is_done(output, origin):

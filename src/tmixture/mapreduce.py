@@ -202,6 +202,8 @@ class MapReduceFit:
         Raises:
             ValueError: there are fewer rows than components.
         """
+        if not isinstance(drawn, reservoir.Reservoir):
+            raise ValueError(f"drawn must be a sum of what `draw` returns, got {type(drawn).__name__}")
         mixture = self.mixture
         require_rows(drawn.rows, mixture.n_components)
         sample = drawn.sample()
@@ -235,6 +237,8 @@ class MapReduceFit:
         (parameters, rules), mixture, fit = self._begun(), self.mixture, self._fit
         if self.is_over:
             raise RuntimeError("this fit is over: begin another one")
+        if not isinstance(summary, Summary):
+            raise ValueError(f"summary must be a sum of what `summarize` returns, got {type(summary).__name__}")
         if summary.under != _digest(parameters):
             raise ValueError("summary must be of the present parameters, but it is of an older task")
         device = mixture.means.device

@@ -169,7 +169,11 @@ def test_what_does_not_belong_together_is_refused():
         _ = fit.summarize
     with pytest.raises(ValueError, match="data has 2 rows with positive weight, but n_components=3"):
         fit.begin(fit.draw(ROWS[:2]))
+    with pytest.raises(ValueError, match="drawn must be a sum of what `draw` returns, got Tensor"):
+        fit.begin(ROWS)
     fit.begin(fit.draw(ROWS))
+    with pytest.raises(ValueError, match="summary must be a sum of what `summarize` returns, got int"):
+        fit.update(0)
     first = fit.summarize(ROWS)
     before = {name: tensor.clone() for name, tensor in fit.mixture.state_dict().items()}
     with pytest.raises(ValueError, match="at least one row"):

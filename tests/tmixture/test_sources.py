@@ -121,6 +121,14 @@ def test_weights_and_ids_are_further_columns(source, tmp_path):
         rows.column("label")
 
 
+def test_an_empty_file_is_a_shard_without_rows(tmp_path):
+    for kind in ("fixed", "columns"):
+        empty = parquet(tmp_path / "empty.parquet", kind, ROWS[:0])
+        rows = open_rows(empty, "embedding" if kind == "fixed" else None)
+        assert rows.shape == (0, D)
+        torch.testing.assert_close(fitted([rows, ROWS]).means, fitted(ROWS).means)
+
+
 def test_columns_are_chosen(tmp_path):
     path = parquet(tmp_path / "x.parquet", "columns")
     assert next(iter(open_rows(path, ["x2", "x0"]).blocks(5))).tolist() == ROWS[:5, [2, 0]].tolist()
@@ -148,7 +156,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     for name, columns, message in [
         ("several.parquet", None, "several.parquet has columns id, embedding, weight, other: say by columns"),
         ("several.parquet", "z", "several.parquet has no column z, but id, embedding"),
-        ("several.parquet", ["id", "other"], "columns must be one of lists, or several of numbers"),
+        ("several.parquet", ["id", "other"], "several.parquet: columns must be one of lists, or several of numbers"),
         ("null.parquet", None, "null.parquet has nothing in row 1 of column x"),
         ("text.parquet", None, "text.parquet must hold real numbers, but its column x holds list<"),
         ("short.parquet", None, "short.parquet cannot be read: "),
@@ -169,6 +177,12 @@ def test_what_does_not_fit_is_named(tmp_path):
         in_memory("f.npy", make_npy(tmp_path / "f.npy", np.asfortranarray(ROWS)))
         with pytest.raises(ValueError, match=message):
             open_rows(place)
+    with pytest.raises(ValueError, match=r"is a folder: give the files in it, which end in one of \.npy"):
+        open_rows(tmp_path)
+    parts = datasets.DatasetDict(train=datasets.Dataset(table()))
+    for data in (parts, parts["train"].to_iterable_dataset()):
+        with pytest.raises(ValueError, match=r"data must be a datasets\.Dataset, got"):
+            fitted(data)
     with pytest.raises(ValueError, match=r"whole\.parquet has 3 features, but the mixture has n_features=2"):
         StudentTMixture(2, 2).fit(str(tmp_path / "whole.parquet"))
 
@@ -235,6 +249,7 @@ def test_a_table_gets_its_clusters_as_a_table_with_its_ids(tmp_path):
         assert np.array_equal(found["label"], mixture.predict(ROWS))
         np.testing.assert_allclose(found["confidence"], mixture(torch.from_numpy(ROWS)).amax(1), atol=1e-6)
     assert main([*predict, "--keep", "weight"]) == 0  # there already
+    assert main(predict) == 2, "what is there has other columns"
     assert json.loads((tmp_path / "x.clusters.json").read_text())["rows"] == N
 
 

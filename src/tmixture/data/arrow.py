@@ -32,7 +32,10 @@ class ArrowRows(Rows):
             self.names, n = reader.schema.names, reader.n_rows()
             self.columns = chosen_columns(reader.schema, columns, place)
             first = next(reader.batches(1, self.columns), None)
-        width = 0 if first is None else as_rows(first.slice(0, 1), self.columns, place, None).shape[1]
+            kind = reader.schema.field(self.columns[0]).type
+        width = getattr(kind, "list_size", len(self.columns))  # what an empty table says of it
+        if first is not None and len(first):
+            width = as_rows(first.slice(0, 1), self.columns, place, None).shape[1]
         self.shape = (n, width)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -137,7 +140,7 @@ def chosen_columns(schema: Any, columns: str | Sequence[str] | None, place: str)
     if missing or not names:
         raise ValueError(f"{place} has no column {', '.join(missing)}, but {', '.join(schema.names)}")
     if len(names) > 1 and set(names) & set(of_lists):
-        raise ValueError(f"columns must be one of lists, or several of numbers, got {', '.join(names)} of {place}")
+        raise ValueError(f"{place}: columns must be one of lists, or several of numbers, got {', '.join(names)}")
     for name in names:
         kind = schema.field(name).type
         value = kind.value_type if is_list(kind) else kind

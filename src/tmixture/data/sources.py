@@ -85,13 +85,19 @@ def open_rows(place: Any, columns: str | Sequence[str] | None = None) -> Rows | 
     Raises:
         ValueError: it cannot be read, or does not hold rows of real numbers; the message names it.
     """
-    if hasattr(place, "with_format") and hasattr(place, "column_names"):
+    if hasattr(place, "with_format"):
+        if not (hasattr(place, "features") and hasattr(place, "__len__")):
+            raise ValueError(
+                f"data must be a datasets.Dataset, got {type(place).__name__}: choose a split of a DatasetDict, and "
+                "give an IterableDataset through a DataLoader"
+            )
         return import_module("tmixture.data.huggingface").HuggingFaceRows(place, columns)
     place = os.fspath(place)
     suffix = Path(place.rstrip("/")).suffix
     if suffix not in OPENERS:
         if suffix not in MODULES:
-            raise ValueError(f"{place} must end in one of {', '.join(suffixes())}")
+            what = "is a folder: give the files in it, which" if Path(place).is_dir() else "must"
+            raise ValueError(f"{place} {what} end in one of {', '.join(suffixes())}")
         import_module(f"tmixture.data.{MODULES[suffix]}")
     rows = OPENERS[suffix](place, columns)
     if isinstance(rows, Rows):

@@ -102,6 +102,12 @@ def test_usage(capsys):
     assert "usage: tmixture" in capsys.readouterr().err
 
 
+def test_a_number_of_iterations_is_positive(folder, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", folder, "-k", 2, "-o", folder / "m", "--checkpoint-every", 0)
+    assert "a positive integer is needed, got 0" in capsys.readouterr().err
+
+
 def test_other_errors(folder, capsys):
     path = folder.parent / "mixture.safetensors"
     for arguments, expected in (
