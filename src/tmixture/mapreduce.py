@@ -175,6 +175,9 @@ class MapReduceFit:
         torch.Size([300])
     """
 
+    mixture: StudentTMixture
+    is_over: bool
+
     def __init__(self, mixture: StudentTMixture) -> None:
         if mixture.distributed:
             raise ValueError("mixture must have distributed=False: the engine is what brings parts together")

@@ -26,6 +26,10 @@ class ArrowRows(Rows):
         columns: one of lists, or one for each feature; not needed where one alone has lists, or all have numbers.
     """
 
+    columns: list[str]
+    names: list[str]
+    shape: tuple[int, int]
+
     def __init__(self, place: str, columns: str | Sequence[str] | None = None) -> None:
         self.place = place
         with self._reader() as reader:
@@ -81,6 +85,8 @@ class ArrowRows(Rows):
 class ParquetReader:
     """Reads a Parquet file, one row group after the other."""
 
+    schema: Any
+
     def __init__(self, file: Any) -> None:
         # With pre_buffer, all that will be read would be held.
         self._file = needed("pyarrow.parquet").ParquetFile(file, pre_buffer=False)
@@ -97,6 +103,8 @@ class ParquetReader:
 
 class ArrowReader:
     """Reads an Arrow (Feather) file, one record batch after the other."""
+
+    schema: Any
 
     def __init__(self, file: Any) -> None:
         self._file = needed("pyarrow").ipc.open_file(file)
@@ -180,6 +188,9 @@ class TableWriter:
         path: of the table, local.
         kind: the suffix of the file that it belongs to.
     """
+
+    path: str | os.PathLike[str]
+    is_parquet: bool
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
         self.path, self.is_parquet = path, kind in (".parquet", ".pq")

@@ -19,6 +19,10 @@ class HuggingFaceRows(Rows):
         columns: one of lists, or one for each feature; not needed where there is no choice.
     """
 
+    place: str
+    columns: list[str]
+    shape: tuple[int, int]
+
     def __init__(self, dataset: Any, columns: str | Sequence[str] | None = None) -> None:
         self.place = f"the data set of columns {', '.join(dataset.column_names)}"
         self._dataset = dataset.with_format("arrow")

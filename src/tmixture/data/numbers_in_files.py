@@ -61,6 +61,8 @@ class StreamedArray(Rows):
         place: the URL.
     """
 
+    dtype: np.dtype[Any]
+
     def __init__(self, place: str) -> None:
         self.place = place
         try:

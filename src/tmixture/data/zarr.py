@@ -24,6 +24,10 @@ class ZarrRows(Rows):
         columns: which array of a group; not needed where there is one.
     """
 
+    place: str
+    name: str | Sequence[str] | None
+    shape: tuple[int, int]
+
     def __init__(self, place: str, columns: str | Sequence[str] | None = None) -> None:
         self.place, self.name = place, columns
         try:
