@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import math
@@ -192,8 +191,7 @@ def predict(arguments: argparse.Namespace) -> None:
     how = {"normalize": normalize, "allow_missing": mixture.allow_missing}
     columns = _columns(arguments)
     data = [Shards([place], columns, mixture.n_features, Path(place).name, **how) for place in inputs]
-    parameters = [tensor.cpu().numpy().tobytes() for tensor in mixture.snapshot().tensors().values()]
-    fingerprint = hashlib.sha256(b"".join(parameters)).hexdigest()
+    fingerprint = mixture.snapshot().digest
     todo = []
     for path, output, rows in zip(inputs, outputs, data):
         origin = {"mixture": fingerprint, "rows": len(rows), "modified": _stamp(path)[-1]}

@@ -43,10 +43,16 @@ def regularization(reg_covar: float | Literal["auto"], variance: Tensor) -> Tens
 
 def working_dtype(dtype: torch.dtype, chunks: Chunks, n_components: int) -> torch.dtype:
     """That of the arithmetic on the chunks of data whose rows have been counted, for parameters of some dtype."""
-    if chunks.allow_missing:
-        return accumulation_dtype(chunks.device)
-    is_small = chunks.rows is not None and chunks.rows * (chunks.n_features + n_components) <= SMALL
-    return accumulation_dtype(chunks.device) if is_small else dtype
+    width = chunks.n_features + n_components
+    return dtype_for(dtype, chunks.rows, width, chunks.device, allow_missing=chunks.allow_missing)
+
+
+def dtype_for(
+    dtype: torch.dtype, rows: int | None, width: int, device: torch.device, *, allow_missing: bool
+) -> torch.dtype:
+    """The same for so many rows, of which each takes so many numbers; None if nobody has counted them."""
+    is_small = rows is not None and rows * width <= SMALL
+    return accumulation_dtype(device) if is_small or allow_missing else dtype
 
 
 @dataclass

@@ -80,8 +80,10 @@ def file_of_first(path: Path | None) -> Path | None:
         return path
     content = [None if path is None else path.read_bytes()]
     dist.broadcast_object_list(content, src=0)
-    if content[0] is None or is_first():
-        return path if is_first() else None
+    if is_first():
+        return path
+    if content[0] is None:
+        return None
     with tempfile.NamedTemporaryFile(delete=False, suffix=".safetensors") as copy:
         copy.write(content[0])
     return Path(copy.name)

@@ -6,7 +6,6 @@ iteration. Both travel as bytes of safetensors, in which there is nothing to exe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +21,6 @@ from tmixture.files import packed, unpacked
 from tmixture.initialization import cleaned, require_rows
 from tmixture.maximization import Rules, maximization, penalty
 from tmixture.mixture import StudentTMixture
-from tmixture.numerics import accumulation_dtype
 from tmixture.parameters import Parameters
 from tmixture.reseeding import degenerate_components
 from tmixture.statistics import SufficientStatistics
@@ -214,9 +212,13 @@ class MapReduceFit:
         with mixture.exact_arithmetic():
             cleansed = cleaned(sample, mixture.n_components)
             self._parameters, self._rules = mixture.begin(cleansed, self._generator)
-        elements = drawn.rows * (mixture.n_features + mixture.n_components)
-        is_small = elements <= fitting.SMALL or mixture.allow_missing
-        self._dtype = accumulation_dtype(mixture.means.device) if is_small else mixture.means.dtype
+        self._dtype = fitting.dtype_for(
+            mixture.means.dtype,
+            drawn.rows,
+            mixture.n_features + mixture.n_components,
+            mixture.means.device,
+            allow_missing=mixture.allow_missing,
+        )
         self._fit, self.is_over = fitting.Fit(), False
 
     @property
@@ -227,7 +229,7 @@ class MapReduceFit:
             RuntimeError: the fit has not begun.
         """
         (parameters, rules), mixture, cpu = self._begun(), self.mixture, torch.device("cpu")
-        width, under = mixture.n_components * (mixture.rank or 1), _digest(parameters)
+        width, under = mixture.n_components * (mixture.rank or 1), parameters.digest
         return Summarize(parameters.to(cpu), _on(rules, cpu), self._dtype, width, mixture.chunk_size, under)
 
     def update(self, summary: Summary) -> None:
@@ -242,7 +244,7 @@ class MapReduceFit:
             raise RuntimeError("this fit is over: begin another one")
         if not isinstance(summary, Summary):
             raise ValueError(f"summary must be a sum of what `summarize` returns, got {type(summary).__name__}")
-        if summary.under != _digest(parameters):
+        if summary.under != parameters.digest:
             raise ValueError("summary must be of the present parameters, but it is of an older task")
         device = mixture.means.device
         statistics = SufficientStatistics(**{k: v.to(device) for k, v in summary.statistics.tensors().items()})
@@ -298,8 +300,3 @@ def _on(rules: Rules, device: torch.device) -> Rules:
         variance,
         allow_missing=rules.allow_missing,
     )
-
-
-def _digest(parameters: Parameters) -> str:
-    tensors = (tensor.cpu().contiguous().numpy().tobytes() for tensor in parameters.tensors().values())
-    return hashlib.sha256(b"".join(tensors)).hexdigest()[:16]

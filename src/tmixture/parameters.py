@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -105,6 +106,12 @@ class Parameters:
     def n_components(self) -> int:
         """K."""
         return self.means.shape[0]
+
+    @property
+    def digest(self) -> str:
+        """What differs where any of the parameters does."""
+        content = (tensor.cpu().contiguous().numpy().tobytes() for tensor in self.tensors().values())
+        return hashlib.sha256(b"".join(content)).hexdigest()
 
     @property
     def n_features(self) -> int:

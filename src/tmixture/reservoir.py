@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,10 +49,7 @@ class Reservoir:
                 f"reservoirs must be alike, got {self.size} and {other.size} rows of {self.x.shape[1]} and "
                 f"{other.x.shape[1]} features"
             )
-        dtype = torch.promote_types(self.x.dtype, other.x.dtype)
-        pairs = [(self.x.to(dtype), other.x.to(dtype)), (self.weight, other.weight), (self.key, other.key)]
-        x, weight, key, part = (torch.cat(pair) for pair in (*pairs, (self.part, other.part)))
-        return Reservoir(x, weight, key, part, self.rows + other.rows, self.size).shrunk()
+        return joined([self, other])
 
     def __reduce__(self) -> tuple[Callable[[bytes], Reservoir], tuple[bytes]]:
         """Pickled as bytes of safetensors."""
@@ -73,11 +70,8 @@ class Reservoir:
         tensors, header = unpacked("Reservoir", content)
         return cls(**tensors, rows=header["rows"], size=header["size"])
 
-    def shrunk(self) -> Reservoir:
-        """The same with no more rows than may be kept: those with the largest keys, in the order they are in."""
-        if len(self.key) <= self.size:
-            return self
-        index = self.key.topk(self.size).indices.sort().values
+    def take(self, index: Tensor) -> Reservoir:
+        """Some of the rows, by indices in their order."""
         kept = (self.x[index.to(self.x.device)], self.weight[index], self.key[index], self.part[index])
         return Reservoir(*kept, self.rows, self.size)
 
@@ -86,6 +80,16 @@ class Reservoir:
         order = self.part.argsort(stable=True)
         x, weight = self.x[order.to(self.x.device)], self.weight[order].to(self.x)
         return Sample(x, weight if self.rows <= self.size else torch.ones_like(weight), self.rows)
+
+
+def joined(parts: Sequence[Reservoir]) -> Reservoir:
+    """That of the rows of all: those with the largest keys, in the order they are in."""
+    columns = zip(*((part.x, part.weight, part.key, part.part) for part in parts))
+    x, weight, key, part = map(torch.cat, columns)
+    whole = Reservoir(x, weight, key, part, sum(part.rows for part in parts), parts[0].size)
+    if len(whole.key) <= whole.size:
+        return whole
+    return whole.take(whole.key.topk(whole.size).indices.sort().values)
 
 
 def draw_reservoir(
@@ -104,8 +108,8 @@ def draw_reservoir(
     weight and the data may have any length. The random numbers depend on the places of the rows alone, of which these
     begin at `first`: not on chunks, nor on how many processes share the data.
     """
-    kept_x, kept_weight, kept_key = [], [], []
-    rows = total = waiting = 0
+    kept: list[Reservoir] = []
+    total = waiting = 0
     least = -math.inf  # no row with a smaller key can still be among the largest
     for chunk in chunks:
         check_finite(chunk.x, total, "data", allow_missing=allow_missing)
@@ -113,20 +117,14 @@ def draw_reservoir(
         weight = torch.ones(len(chunk.x)) if chunk.weight is None else chunk.weight.cpu()
         key = uniform(seed, first + total - len(chunk.x), len(chunk.x)).log() / weight
         positive = weight > 0
-        rows += int(positive.sum())
-        keep = (positive & (key > least)).nonzero()[:, 0]
-        kept_x.append(chunk.x[keep.to(chunk.x.device)])
-        kept_weight.append(weight[keep])
-        kept_key.append(key[keep])
-        waiting += len(keep)
+        here = Reservoir(chunk.x, weight, key, torch.full((len(key),), part), int(positive.sum()), size)
+        kept.append(here.take((positive & (key > least)).nonzero()[:, 0]))
+        waiting += len(kept[-1].key)
         if waiting > 1.25 * size:
-            kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
-            waiting, least = size, float(kept_key[0].min())
-    if rows > size:
-        kept_x, kept_weight, kept_key = _shrink(kept_x, kept_weight, kept_key, size)
-    x, weight, key = torch.cat(kept_x), torch.cat(kept_weight), torch.cat(kept_key)
-    x = x.to(torch.promote_types(x.dtype, dtype))
-    return Reservoir(x, weight, key, torch.full((len(key),), part), rows, size)
+            kept = [joined(kept)]
+            waiting, least = size, float(kept[0].key.min())
+    drawn = joined(kept)
+    return replace(drawn, x=drawn.x.to(torch.promote_types(drawn.x.dtype, dtype)))
 
 
 def uniform(seed: int, first: int, n: int) -> Tensor:
@@ -164,7 +162,7 @@ def draw_sample(
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     first = _rows_before(chunks) if shared else 0
     drawn = draw_reservoir(chunks, size, dtype, seed, first=first, allow_missing=allow_missing)
-    return _joined(drawn).sample() if shared else drawn.sample()
+    return _of_all_processes(drawn).sample() if shared else drawn.sample()
 
 
 def _rows_before(chunks: Iterable[Chunk]) -> int:
@@ -176,7 +174,7 @@ def _rows_before(chunks: Iterable[Chunk]) -> int:
     return sum(before) if min(counts) >= 0 else distributed.rank() * FAR_APART
 
 
-def _joined(drawn: Reservoir) -> Reservoir:
+def _of_all_processes(drawn: Reservoir) -> Reservoir:
     """Of the reservoirs of all processes that of all rows."""
     rows = int(distributed.gather_rows(torch.tensor([drawn.rows], device=drawn.x.device)).sum())
     x, weight = drawn.x, drawn.weight
@@ -186,13 +184,3 @@ def _joined(drawn: Reservoir) -> Reservoir:
         x, weight = x[keep.to(x.device)], weight[keep]
     x, weight = distributed.gather_rows(x), distributed.gather_rows(weight.to(x)).cpu()
     return Reservoir(x, weight, torch.zeros(len(weight)), torch.zeros(len(weight)), rows, drawn.size)
-
-
-def _shrink(
-    x: list[Tensor], weight: list[Tensor], key: list[Tensor], size: int
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The `size` rows with the largest keys, in the order of the data."""
-    keys = torch.cat(key)
-    index = keys.topk(size).indices.sort().values
-    rows = torch.cat(x)
-    return [rows[index.to(rows.device)]], [torch.cat(weight)[index]], [keys[index]]
